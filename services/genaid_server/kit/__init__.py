@@ -1,0 +1,1 @@
+"""What every service needs; knows nothing of models, images or HTTP."""

@@ -1,0 +1,203 @@
+"""What an engine says, line by line: a ring buffer for readers and a rotated file for later.
+
+The owner of an engine appends; servicers list, tail and clear. One line in the file is
+`[ISO time] [LEVEL] message`, as documented.
+"""
+
+import asyncio
+import itertools
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import Final, TextIO
+
+MAX_LINE: Final = 8192
+FLUSH_AFTER: Final = 0.1  # seconds; a burst of lines costs one write
+
+
+class Level(IntEnum):
+    """How grave a line is."""
+
+    DEBUG = 1
+    INFO = 2
+    WARN = 3
+    ERROR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One line. `time` is in seconds since the epoch; `sequence` counts lines and is never reused."""
+
+    sequence: int
+    time: float
+    level: Level
+    message: str
+
+    def __str__(self) -> str:
+        stamp = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return f"[{stamp}] [{self.level.name:<5}] {self.message}"
+
+
+_ERROR = re.compile(r"\berror\b|\bfailed\b|\bfatal\b|\bassert\b|\babort", re.IGNORECASE)
+_WARN = re.compile(r"\bwarn", re.IGNORECASE)
+
+
+def guess_level(line: str) -> Level:
+    """Tell the level of a line that carries none, from its words."""
+    if _ERROR.search(line):
+        return Level.ERROR
+    return Level.WARN if _WARN.search(line) else Level.INFO
+
+
+class LineSplitter:
+    r"""Cuts a stream of bytes into lines at `\n` and `\r`, with a bound on what it holds.
+
+    Invalid UTF-8 is replaced, terminal escapes and empty lines are dropped, and what is longer than MAX_LINE
+    bytes is cut there and marked.
+    """
+
+    _escapes = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipping = False
+
+    def feed(self, data: bytes) -> list[str]:
+        """Return the lines that `data` completes."""
+        *whole, self._rest = re.split(rb"[\r\n]", self._rest + data)
+        lines = []
+        for line in whole:
+            if not self._skipping:
+                lines.append(self._clean(line))
+            self._skipping = False
+        if len(self._rest) > MAX_LINE:
+            if not self._skipping:
+                lines.append(self._clean(self._rest))
+            self._skipping, self._rest = True, b""
+        return [line for line in lines if line]
+
+    def flush(self) -> list[str]:
+        """Return the line that the stream ended in, if any."""
+        return self.feed(b"\n")
+
+    def _clean(self, line: bytes) -> str:
+        text = self._escapes.sub("", line[:MAX_LINE].decode("utf-8", "replace")).replace("\0", "\ufffd").rstrip()
+        return text + "…" if len(line) > MAX_LINE else text
+
+
+class Logbook:
+    """The lines of one engine, over all its lives.
+
+    `path` is the file to write to, rotated to `path.1` … at `file_bytes`; None for memory only.
+    """
+
+    def __init__(self, path: Path | None = None, keep: int = 5000, file_bytes: int = 5_000_000, files: int = 3) -> None:
+        self._path, self._file_bytes, self._files = path, file_bytes, files
+        self._records: deque[LogRecord] = deque(maxlen=keep)
+        self._sequence = itertools.count(1)
+        self._next = 1
+        self._arrived = asyncio.Event()
+        self._closed = False
+        self._unwritten: list[LogRecord] = []
+        self._flush: asyncio.TimerHandle | None = None
+        self._file: TextIO | None = None
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence number that the next line will get."""
+        return self._next
+
+    def append(self, level: Level, message: str) -> None:
+        """Add a line. Must be called in the event loop."""
+        record = LogRecord(next(self._sequence), time.time(), level, message)
+        self._next = record.sequence + 1
+        self._records.append(record)
+        if self._path is not None:
+            self._unwritten.append(record)
+            if self._flush is None:
+                self._flush = asyncio.get_running_loop().call_later(FLUSH_AFTER, self._write)
+        self._wake()
+
+    def tail(self, lines: int) -> list[LogRecord]:
+        """The newest `lines` lines, the newest last; 0 gives none."""
+        start = max(0, len(self._records) - lines)
+        return list(itertools.islice(self._records, start, None))
+
+    def since(self, sequence: int) -> list[LogRecord]:
+        """The kept lines from this sequence number on."""
+        if not self._records:
+            return []
+        start = max(0, sequence - self._records[0].sequence)
+        return list(itertools.islice(self._records, start, None))
+
+    async def watch(self, from_sequence: int | None) -> AsyncIterator[Sequence[LogRecord]]:
+        """Yield kept lines from the sequence number on (None: only new ones), then new ones as they come."""
+        cursor = self._next if from_sequence is None else from_sequence
+        while True:
+            if records := self.since(cursor):
+                cursor = records[-1].sequence + 1
+                yield records
+            elif self._closed:
+                return
+            else:
+                await self._arrived.wait()
+
+    def clear(self) -> None:
+        """Forget every line, in memory and on disk."""
+        self._records.clear()
+        self._unwritten.clear()
+        self._close_file()
+        if self._path is not None:
+            for path in [self._path, *(self._rotated(n) for n in range(1, self._files))]:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Write what is not yet written and end every watch."""
+        self._closed = True
+        self._write()
+        self._close_file()
+        self._wake()
+
+    def _wake(self) -> None:
+        arrived, self._arrived = self._arrived, asyncio.Event()
+        arrived.set()
+
+    def _rotated(self, n: int) -> Path:
+        assert self._path is not None  # noqa: S101
+        return self._path.with_name(f"{self._path.name}.{n}")
+
+    def _write(self) -> None:
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        records, self._unwritten = self._unwritten, []
+        if not records or self._path is None:
+            return
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("a", encoding="utf-8")
+            self._file.write("".join(f"{record}\n" for record in records))
+            self._file.flush()
+            if self._file.tell() > self._file_bytes:
+                self._rotate()
+        except OSError:  # a full disk must not end the engine; readers still have the ring buffer
+            self._close_file()
+
+    def _rotate(self) -> None:
+        assert self._path is not None  # noqa: S101
+        self._close_file()
+        for n in range(self._files - 1, 0, -1):
+            source = self._path if n == 1 else self._rotated(n - 1)
+            if source.exists():
+                source.replace(self._rotated(n))
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

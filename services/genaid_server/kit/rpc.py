@@ -1,0 +1,158 @@
+"""A gRPC server as every service runs it: errors, health, reflection, and an end in order.
+
+The end: health says NOT_SERVING, watches are ended, calls in flight finish or are cut off after a grace, and only
+then may the owner stop its children (they are outside of the server's block).
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from genaid_server.kit.address import Address, port_in_use
+from genaid_server.kit.errors import DomainError, Kind
+
+log = logging.getLogger(__name__)
+
+DOMAIN: Final = "genaid"
+STOP_GRACE: Final = 1.0  # seconds for calls in flight once the watches have ended
+MAX_MESSAGE: Final = 4 * 1024 * 1024
+
+CODE_BY_KIND: Final = {
+    Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Kind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+    Kind.BUSY: grpc.StatusCode.UNAVAILABLE,
+    Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Kind.DATA_LOSS: grpc.StatusCode.DATA_LOSS,
+    Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+
+
+def rich_status(error: DomainError) -> status_pb2.Status:
+    """The google.rpc.Status of an error, with one ErrorInfo."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.facts)
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    number: int = CODE_BY_KIND[error.kind].value[0]
+    return status_pb2.Status(code=number, message=error.message, details=[detail])
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns what a servicer raises into a status; what is not understood becomes INTERNAL without internals."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of one call (called by grpc)."""
+        handler = await continuation(handler_call_details)
+        if handler is None or "genaid" not in handler_call_details.method:
+            return handler
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary), **codec)
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(_guarded_stream(handler.unary_stream), **codec)
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream), **codec)
+        return handler
+
+
+def _guarded(behaviour: Any) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await behaviour(request, context)
+        except DomainError as error:
+            await context.abort_with_status(rpc_status.to_status(rich_status(error)))
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception:  # noqa: BLE001 - the outermost frame of a call: logged, and told as INTERNAL
+            await _abort_internal(context)
+
+    return call
+
+
+def _guarded_stream(behaviour: Any) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async with contextlib.aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
+        except DomainError as error:
+            await context.abort_with_status(rpc_status.to_status(rich_status(error)))
+        except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
+            raise
+        except Exception:  # noqa: BLE001 - the outermost frame of a call: logged, and told as INTERNAL
+            await _abort_internal(context)
+
+    return call
+
+
+async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    log.exception("a call failed unexpectedly")
+    await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the service's log has the details.")
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service of a server: its full name, and the generated function that adds the servicer."""
+
+    name: str
+    add: Callable[[grpc.aio.Server], None]
+
+
+@asynccontextmanager
+async def serve(
+    address: Address, services: Sequence[Service], end_watches: Callable[[], None]
+) -> AsyncIterator[Address]:
+    """Serve until the block ends; yields the address with the real port.
+
+    `end_watches` is called between NOT_SERVING and stopping, so that open streams don't hold the server up.
+    Raises PortInUseError.
+    """
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()],
+        options=[
+            ("grpc.so_reuseport", 0),  # two servers would share a port silently
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
+            ("grpc.max_metadata_size", 64 * 1024),
+        ],
+    )
+    for service in services:
+        service.add(server)
+    names = [service.name for service in services]
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    try:
+        port = server.add_insecure_port(str(address))
+    except RuntimeError as error:
+        raise port_in_use(address) from error
+    if port == 0:
+        raise port_in_use(address)
+    await server.start()
+    for name in ["", *names]:
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield address.with_port(port)
+    finally:
+        await checks.enter_graceful_shutdown()
+        end_watches()
+        await server.stop(STOP_GRACE)

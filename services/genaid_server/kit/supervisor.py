@@ -1,0 +1,344 @@
+"""The one state machine for all engines.
+
+A single task owns the state. Everybody else asks it through its inbox (`ensure_ready`, `stop`, `recycle`) and
+never reads the state in order to act on it. Every settled transition wakes every waiter.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from types import TracebackType
+from typing import Protocol, Self
+
+from genaid_server.kit.errors import BackendError, DomainError, ServerBusyError, ServerError
+from genaid_server.kit.watchable import Watchable
+
+
+class State(Enum):
+    """Where an engine is in its life."""
+
+    STOPPED = auto()
+    STARTING = auto()
+    RUNNING = auto()
+    STOPPING = auto()
+    CRASHED = auto()
+
+
+class Run(Protocol):
+    """One life of an engine."""
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+
+    async def ready(self) -> None:
+        """Return when the engine serves; raise BackendError where it can't."""
+
+    async def exited(self) -> str:
+        """Return, once the process has ended by itself, why."""
+
+
+class Report(Protocol):
+    """Told by a starting engine how far it is."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` parts are loaded."""
+
+
+type Launch[C, R] = Callable[[C, Report], AbstractAsyncContextManager[R]]
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When a crashed engine comes back by itself; times in seconds."""
+
+    automatic: bool = False
+    limit: int = 5
+    first_delay: float = 0.2
+    max_delay: float = 30.0
+    stable_after: float = 60.0
+
+    def delay(self, attempt: int) -> float:
+        """How long to wait before restart number `attempt`, from 1: doubling, bounded."""
+        return float(min(self.first_delay * 2 ** (attempt - 1), self.max_delay))
+
+
+@dataclass(frozen=True)
+class Snapshot[C]:
+    """An engine as it is at one moment. Times are in seconds since the epoch."""
+
+    state: State = State.STOPPED
+    config: C | None = None
+    pid: int | None = None
+    started_at: float | None = None
+    load_seconds: float | None = None
+    loaded: int = 0
+    to_load: int = 0
+    restarts: int = 0
+    last_error: str = ""
+    event: str = ""
+
+
+@dataclass(frozen=True)
+class _Start[C, R]:
+    config: C
+    replace: bool
+    reply: asyncio.Future[R]
+
+
+@dataclass(frozen=True)
+class _Stop:
+    event: str
+    reply: asyncio.Future[None]
+
+
+@dataclass(frozen=True)
+class _Recycle:
+    reply: asyncio.Future[None]
+
+
+@dataclass(frozen=True)
+class _Spawned:
+    life: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class _Loading:
+    life: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class _Ready[R]:
+    life: int
+    run: R
+
+
+@dataclass(frozen=True)
+class _Ended:
+    life: int
+    error: DomainError
+
+
+@dataclass(frozen=True)
+class _Restart:
+    life: int
+
+
+class Supervisor[C, R: Run]:
+    """Keeps at most one engine of one kind alive; use it as an async context manager.
+
+    `launch` starts a life: an async context manager that yields a Run and has ended the process when it closes.
+    `C` is the configuration of a start, compared with ==.
+    """
+
+    def __init__(self, name: str, launch: Launch[C, R], policy: RestartPolicy | None = None) -> None:
+        self._name, self._launch, self._policy = name, launch, policy or RestartPolicy()
+        self.snapshot: Watchable[Snapshot[C]] = Watchable(Snapshot())
+        self._inbox: asyncio.Queue[object] = asyncio.Queue()
+        self._owner: asyncio.Task[None] | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._life_number = 0
+        self._run: R | None = None
+        self._waiters: list[asyncio.Future[R]] = []
+        self._attempts = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        self._owner = asyncio.create_task(self._serve(), name=f"{self._name} supervisor")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def ensure_ready(self, config: C, *, replace: bool = False) -> R:
+        """Return a life that serves with `config`: the present one, the one that is starting, or a new one.
+
+        Raises BackendError where it does not start; ServerBusyError where an engine with another configuration
+        is up and `replace` is not set; ServerError where it is stopped meanwhile.
+        """
+        reply: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        return await self._ask(_Start(config, replace, reply), reply)
+
+    async def stop(self, event: str = "stopped") -> None:
+        """End the engine, whatever it does, and return when it is dead."""
+        reply: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._ask(_Stop(event, reply), reply)
+
+    async def recycle(self) -> None:
+        """End the present life and begin another with the same configuration; returns when the first has ended."""
+        reply: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._ask(_Recycle(reply), reply)
+
+    async def close(self) -> None:
+        """End the engine, refuse every later request and end every watch."""
+        if self._owner is None or self._closing:
+            return
+        reply: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait(_Stop("stopped", reply))
+        self._closing = True
+        await self._owner
+        self.snapshot.close()
+
+    async def _ask[T](self, message: object, reply: "asyncio.Future[T]") -> T:
+        if self._closing or self._owner is None:
+            raise ServerError(f"The {self._name} is shutting down.")
+        self._inbox.put_nowait(message)
+        return await reply
+
+    async def _serve(self) -> None:
+        """The single writer."""
+        while not (self._closing and self._inbox.empty()):
+            match await self._inbox.get():
+                case _Start() as start:
+                    await self._on_start(start)
+                case _Stop(event, reply):
+                    await self._end_life(event)
+                    _resolve(reply, None)
+                case _Recycle(reply):
+                    await self._on_recycle(reply)
+                case _Spawned(life, pid) if life == self._life_number:
+                    self._set(pid=pid, started_at=time.time())
+                case _Loading(life, done, total) if life == self._life_number:
+                    self._set(loaded=done, to_load=total)
+                case _Ready(life, run) if life == self._life_number:
+                    self._on_ready(run)
+                case _Ended(life, error) if life == self._life_number:
+                    self._on_ended(error)
+                case _Restart(life) if life == self._life_number:
+                    self._begin_life("restarting")
+                case _:  # a message of a life that is over
+                    pass
+
+    async def _on_start(self, start: _Start[C, R]) -> None:
+        if start.reply.done():
+            return
+        now = self.snapshot.value
+        up = now.state in (State.STARTING, State.RUNNING)
+        if up and now.config != start.config:
+            if not start.replace:
+                start.reply.set_exception(
+                    ServerBusyError(f"The {self._name} already runs with other settings; stop it or set replace.")
+                )
+                return
+            await self._end_life("stopped")
+            up = False
+        if up and self._run is not None:
+            start.reply.set_result(self._run)
+            return
+        self._waiters.append(start.reply)
+        if not up:
+            self._attempts = 0
+            crashed = now.state is State.CRASHED
+            self._set(config=start.config, restarts=now.restarts + 1 if crashed else now.restarts)
+            self._begin_life("restarting" if crashed else "started")
+
+    async def _on_recycle(self, reply: "asyncio.Future[None]") -> None:
+        waiters, self._waiters = self._waiters, []
+        if self._life is not None:
+            await self._end_life("stopped")
+            self._waiters = waiters
+            self._begin_life("restarting")
+        _resolve(reply, None)
+
+    def _begin_life(self, event: str) -> None:
+        config = self.snapshot.value.config
+        assert config is not None  # noqa: S101
+        self._cancel_timer()
+        self._life_number += 1
+        self._set(
+            state=State.STARTING,
+            event=event,
+            pid=None,
+            started_at=None,
+            loaded=0,
+            to_load=0,
+            load_seconds=None,
+        )
+        self._life = asyncio.create_task(self._live(self._life_number, config), name=f"{self._name} life")
+
+    async def _live(self, number: int, config: C) -> None:
+        """One life, from spawning to the end of the process; reports to the owner only."""
+
+        def report(done: int, total: int) -> None:
+            self._inbox.put_nowait(_Loading(number, done, total))
+
+        try:
+            async with self._launch(config, report) as run:
+                self._inbox.put_nowait(_Spawned(number, run.pid))
+                await run.ready()
+                self._inbox.put_nowait(_Ready(number, run))
+                reason = await run.exited()
+            error: DomainError = BackendError(f"The {self._name} ended unexpectedly: {reason}")
+        except DomainError as failure:
+            error = failure
+        except OSError as failure:
+            error = BackendError(f"The {self._name} could not be started: {failure.strerror or failure}")
+        self._inbox.put_nowait(_Ended(number, error))
+
+    def _on_ready(self, run: R) -> None:
+        now = self.snapshot.value
+        self._run = run
+        self._set(
+            state=State.RUNNING,
+            event="ready",
+            last_error="",
+            load_seconds=time.time() - now.started_at if now.started_at is not None else None,
+            loaded=now.to_load,
+        )
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            _resolve(waiter, run)
+
+    def _on_ended(self, error: DomainError) -> None:
+        now = self.snapshot.value
+        if now.started_at is not None and time.time() - now.started_at >= self._policy.stable_after:
+            self._attempts = 0
+        self._life, self._run = None, None
+        self._set(state=State.CRASHED, event="crashed", pid=None, started_at=None, last_error=error.message)
+        self._fail_waiters(error)
+        if self._policy.automatic and self._attempts < self._policy.limit:
+            self._attempts += 1
+            self._set(restarts=now.restarts + 1)
+            self._timer = asyncio.get_running_loop().call_later(
+                self._policy.delay(self._attempts), self._inbox.put_nowait, _Restart(self._life_number)
+            )
+
+    async def _end_life(self, event: str) -> None:
+        self._cancel_timer()
+        life, self._life, self._run = self._life, None, None
+        if life is not None:
+            self._set(state=State.STOPPING)
+            self._life_number += 1
+            life.cancel()
+            await asyncio.wait([life])
+        if self.snapshot.value.state is not State.STOPPED:
+            self._set(state=State.STOPPED, event=event, pid=None, started_at=None)
+        self._fail_waiters(ServerError(f"The {self._name} was stopped."))
+
+    def _fail_waiters(self, error: DomainError) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set(self, **changes: object) -> None:
+        self.snapshot.set(replace(self.snapshot.value, **changes))  # type: ignore[arg-type]
+
+
+def _resolve[T](future: "asyncio.Future[T]", value: T) -> None:
+    if not future.done():
+        future.set_result(value)
