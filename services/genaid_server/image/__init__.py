@@ -1,0 +1,1 @@
+"""The image worker: one engine, and the images that it makes."""

@@ -76,10 +76,14 @@ class Child(asyncio.SubprocessProtocol):
             await asyncio.wait([self._exited], timeout=grace)
         await self.kill()
 
-    async def kill(self) -> None:
-        """End the whole group at once and wait for it."""
+    def strike(self) -> None:
+        """End the whole group at once, without waiting."""
         if self.alive:
             self._signal_group(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    async def kill(self) -> None:
+        """End the whole group at once and wait for it."""
+        self.strike()
         await self.exited()
         if self._transport is not None:
             self._transport.close()

@@ -158,9 +158,13 @@ class Logbook:
 
     def close(self) -> None:
         """Write what is not yet written and end every watch."""
-        self._closed = True
         self._write()
         self._close_file()
+        self.end_watches()
+
+    def end_watches(self) -> None:
+        """End every watch, after it has seen the last line; lines may still be added."""
+        self._closed = True
         self._wake()
 
     def _wake(self) -> None:

@@ -1,0 +1,1 @@
+"""What the image worker knows and decides; no wire, no sockets."""

@@ -81,7 +81,7 @@ class EngineServiceServicer:
         A start that is already under way with the same settings is joined; where it already runs with them,
         the answer comes at once.
 
-        Errors: MODEL_NOT_FOUND; INVALID_REQUEST for a setting out of range or a model that is no diffusion model;
+        Errors: MODEL_NOT_FOUND, also for a model that is no diffusion model; INVALID_REQUEST for a setting out of range;
         SERVER_BUSY where the engine runs with other settings and `replace` is not set, or is in the middle of an image;
         BACKEND_ERROR where the model does not load, with the last lines of the engine's log.
         """

@@ -412,7 +412,9 @@ class Generation(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it will be forgotten; only on a finished one. It may be forgotten earlier where results take much room."""
+        """When it may be forgotten, at the next clean-up; only on a finished one. It is forgotten earlier where results
+        take too much room.
+        """
 
     @_builtins.property
     def progress(self) -> Global___Progress:
@@ -428,7 +430,7 @@ class Generation(_message.Message):
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """Time from having the engine to the last image; only on a complete one."""
+        """Time from leaving the queue to the last image, loading included; only on a complete one."""
 
     def __init__(
         self,

@@ -1,0 +1,1 @@
+"""Small models with random weights, for tests, demonstrations and people without a model at hand."""

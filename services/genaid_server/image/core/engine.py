@@ -1,0 +1,288 @@
+"""Which model draws, and the engine that holds it: selection, supervision, unloading when idle.
+
+Generations `use` the engine; starting another model is refused meanwhile. All state is changed between two
+awaits, so what was checked still holds when it is acted on.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import psutil
+
+from genaid_server.image.core.process import EngineConfig, EngineOptions, EngineProcess, engine_process
+from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError, ServerBusyError, ServerError
+from genaid_server.kit.logbook import Level, Logbook
+from genaid_server.kit.supervisor import Report, Snapshot, State, Supervisor
+from genaid_server.kit.watchable import Watchable
+
+MAX_THREADS: Final = 512
+DEFAULT_OPTIONS: Final = EngineOptions()
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """What the worker needs to know of a model in the store."""
+
+    id: str
+    name: str
+    path: Path
+    is_diffusion: bool
+
+
+class Models(Protocol):
+    """The store, as far as the worker asks it."""
+
+    async def find(self, model_id: str) -> InstalledModel:
+        """Return a model. Raises ModelNotFoundError."""
+
+    async def diffusion_models(self) -> Sequence[InstalledModel]:
+        """Return every diffusion model."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """The engine as callers see it. `keep_alive` is in seconds; 0 unloads after each image, negative never."""
+
+    life: Snapshot[EngineConfig]
+    busy: bool
+    accepting: bool
+    keep_alive: float
+
+
+def default_threads(cores: int) -> int:
+    """Threads to compute with on so many cores: all of two, then some are left for the rest of the machine."""
+    if cores <= 2:
+        return max(1, cores)
+    if cores <= 8:
+        return cores - 1
+    return cores - 2 if cores <= 16 else int(cores * 0.85)
+
+
+class Engine:
+    """The image engine; use it as an async context manager, which ends the child.
+
+    `default_model` may be empty: then the only installed diffusion model is taken.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        logbook: Logbook,
+        *,
+        default_model: str = "",
+        threads: int = 0,
+        keep_alive: float = 300.0,
+        command: Sequence[str] = (),
+        variant: str = "cpu",
+    ) -> None:
+        self._models, self._logbook = models, logbook
+        self._default_model, self._command, self._variant = default_model, command, variant
+        self._threads = threads or default_threads(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
+        self._default_keep_alive = self._keep_alive = keep_alive
+        self._selected: EngineConfig | None = None
+        self._accepting = True
+        self._users = self._starters = 0
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._unloading: asyncio.Task[None] | None = None
+        self._follower: asyncio.Task[None] | None = None
+        self._supervisor: Supervisor[EngineConfig, EngineProcess] = Supervisor("image engine", self._launch)
+        self.info: Watchable[EngineInfo] = Watchable(self._present())
+
+    async def __aenter__(self) -> Self:
+        await self._supervisor.__aenter__()
+        self._follower = asyncio.create_task(self._follow(), name="image engine follower")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._accepting = False
+        self._cancel_idle_timer()
+        await self._supervisor.close()
+        for task in (self._unloading, self._follower):
+            if task is not None:
+                await task
+        self.info.close()
+
+    async def start(
+        self,
+        model_id: str,
+        *,
+        threads: int | None = None,
+        options: EngineOptions = DEFAULT_OPTIONS,
+        keep_alive: float | None = None,
+        replace_running: bool = False,
+    ) -> EngineInfo:
+        """Select a model and return when it is loaded.
+
+        Raises ModelNotFoundError, InvalidRequestError, BackendError; ServerBusyError where the engine is up with
+        other settings and `replace_running` is not set, or is in the middle of an image.
+        """
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise InvalidRequestError(f"threads must be between 1 and {MAX_THREADS}, not {threads}", field="threads")
+        model = await self._diffusion_model(model_id)
+        config = self._config(model, threads or self._threads, options)
+        if self._up and config != self._selected:
+            if self._users:
+                raise ServerBusyError("The image engine is in the middle of an image; wait for it or cancel it.")
+            if not replace_running:
+                raise ServerBusyError(
+                    f"The image engine already runs with {self._selected.model_id if self._selected else 'a model'} or "
+                    "other settings; stop it first or set replace."
+                )
+        self._selected, self._accepting = config, True
+        self._keep_alive = self._default_keep_alive if keep_alive is None else keep_alive
+        self._starters += 1
+        try:
+            await self._supervisor.ensure_ready(config, replace=True)
+        finally:
+            self._starters -= 1
+            self._plan_unload()
+        return self._present()
+
+    def refuse(self) -> None:
+        """Refuse generations until the next start."""
+        self._accepting = False
+        self._cancel_idle_timer()
+        self._publish()
+
+    async def stop(self) -> EngineInfo:
+        """Free the memory and refuse generations until the next start."""
+        self.refuse()
+        await self._supervisor.stop()
+        return self._present()
+
+    async def selected(self) -> EngineConfig:
+        """The configuration that the next generation will use, choosing a model where none is selected.
+
+        Raises ServerError where the engine was stopped; ModelNotFoundError where there is nothing to choose.
+        """
+        if not self._accepting:
+            raise ServerError("The image engine is stopped. Start it with a model first (genaid engine start MODEL).")
+        if self._selected is None:
+            model = await self._choose()
+            if self._selected is None:
+                self._selected = self._config(model, self._threads, DEFAULT_OPTIONS)
+        return self._selected
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Keep the engine from being unloaded or given another model while the block runs."""
+        self._users += 1
+        self._cancel_idle_timer()
+        self._publish()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._plan_unload()
+            self._publish()
+
+    async def ready(self) -> EngineProcess:
+        """Return the engine with its model loaded, starting it where needed.
+
+        Raises ServerError, ModelNotFoundError, BackendError.
+        """
+        config = await self.selected()
+        if self._life.state is not State.RUNNING:
+            await self._diffusion_model(config.model_id)
+        return await self._supervisor.ensure_ready(config, replace=True)
+
+    @asynccontextmanager
+    async def loading(self) -> AsyncIterator[AsyncIterator[Snapshot[EngineConfig]]]:
+        """Watch the engine's life for the time of the block."""
+        watch = self._supervisor.snapshot.watch()
+        try:
+            yield watch
+        finally:
+            await watch.aclose()  # type: ignore[attr-defined]
+
+    async def abandon_load(self) -> None:
+        """Nobody wants the model that is being loaded any more: end the load, unless a start waits for it."""
+        if not self._starters and self._life.state is State.STARTING:
+            await self._supervisor.stop("unloaded")
+
+    async def interrupt(self, process: EngineProcess, grace: float) -> None:
+        """Stop the present job; where the engine doesn't within `grace` seconds, kill it and start it again."""
+        if not await process.cancel(grace):
+            self._logbook.append(Level.WARN, f"the job did not stop within {grace:g} s; the engine is started again")
+            await self._supervisor.recycle()
+
+    @property
+    def _life(self) -> Snapshot[EngineConfig]:
+        return self._supervisor.snapshot.value
+
+    @property
+    def _up(self) -> bool:
+        return self._starters > 0 or self._users > 0 or self._life.state in (State.STARTING, State.RUNNING)
+
+    def _config(self, model: InstalledModel, threads: int, options: EngineOptions) -> EngineConfig:
+        return EngineConfig(model.id, model.name, model.path, threads, options, self._variant)
+
+    async def _choose(self) -> InstalledModel:
+        if self._default_model:
+            return await self._diffusion_model(self._default_model)
+        installed = await self._models.diffusion_models()
+        if not installed:
+            raise ModelNotFoundError(
+                "No diffusion model is installed. Import one with: genaid models import FILE --type diffusion"
+            )
+        if len(installed) > 1:
+            names = ", ".join(model.id for model in installed[:10])
+            raise ModelNotFoundError(
+                f"Several diffusion models are installed ({names}). Start the engine with one of them: "
+                "genaid engine start MODEL, or genaid up --image-model MODEL"
+            )
+        return installed[0]
+
+    async def _diffusion_model(self, model_id: str) -> InstalledModel:
+        model = await self._models.find(model_id)
+        if not model.is_diffusion:
+            raise ModelNotFoundError(
+                f"Model {model_id!r} is no diffusion model, so it can't draw images.", modelId=model_id
+            )
+        return model
+
+    @asynccontextmanager
+    async def _launch(self, config: EngineConfig, report: Report) -> AsyncIterator[EngineProcess]:
+        self._logbook.append(Level.INFO, f"starting with {config.model_id}, {config.threads} threads, {config.variant}")
+        async with engine_process(config, report, self._logbook, self._command) as process:
+            yield process
+
+    async def _follow(self) -> None:
+        """Log what happens to the engine, and pass it on to watchers."""
+        event = ""
+        async for life in self._supervisor.snapshot.watch():
+            if life.event != event:
+                event = life.event
+                level = Level.ERROR if life.state is State.CRASHED else Level.INFO
+                self._logbook.append(level, f"engine {event}" + (f": {life.last_error}" if life.last_error else ""))
+            self._publish()
+
+    def _present(self) -> EngineInfo:
+        life = self._life
+        if life.config is None and self._selected is not None:
+            life = replace(life, config=self._selected)
+        return EngineInfo(life, self._users > 0, self._accepting, self._keep_alive)
+
+    def _publish(self) -> None:
+        self.info.set(self._present())
+
+    def _plan_unload(self) -> None:
+        self._cancel_idle_timer()
+        if not self._users and not self._starters and self._keep_alive >= 0 and self._accepting:
+            self._idle_timer = asyncio.get_running_loop().call_later(self._keep_alive, self._unload)
+
+    def _unload(self) -> None:
+        if not self._users and not self._starters and self._life.state is State.RUNNING:
+            self._unloading = asyncio.create_task(self._supervisor.stop("unloaded"), name="image engine unload")
+
+    def _cancel_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None

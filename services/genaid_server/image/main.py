@@ -1,0 +1,107 @@
+"""The image worker, wired together."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
+from genaid_client import AsyncResourceClient, Model, ModelType
+from genaid_client import errors as client_errors
+from genaid_server.image.core.engine import Engine, InstalledModel
+from genaid_server.image.core.generations import Generations, Limits
+from genaid_server.image.core.progress import Calibration
+from genaid_server.image.servicers import EngineServicer, GenerationServicer
+from genaid_server.kit import errors, rpc
+from genaid_server.kit.address import Address
+from genaid_server.kit.config import Config, ImageConfig
+from genaid_server.kit.logbook import Logbook
+
+
+class ModelsOfManager:
+    """The model store, asked over its contract."""
+
+    def __init__(self, client: AsyncResourceClient) -> None:
+        self._client = client
+
+    async def find(self, model_id: str) -> InstalledModel:
+        """Return a model. Raises ModelNotFoundError; ServerError where the resource manager is away."""
+        try:
+            return _installed(await self._client.get_model(model_id))
+        except client_errors.GenaidError as error:
+            raise _translated(error) from error
+
+    async def diffusion_models(self) -> Sequence[InstalledModel]:
+        """Return every diffusion model. Raises ServerError where the resource manager is away."""
+        try:
+            return [_installed(model) for model in await self._client.list_models(ModelType.DIFFUSION)]
+        except client_errors.GenaidError as error:
+            raise _translated(error) from error
+
+
+def _installed(model: Model) -> InstalledModel:
+    return InstalledModel(model.id, model.name, Path(model.path), model.type is ModelType.DIFFUSION)
+
+
+def _translated(error: client_errors.GenaidError) -> errors.DomainError:
+    if isinstance(error, client_errors.ModelNotFoundError):
+        return errors.ModelNotFoundError(error.message, **error.metadata)
+    return errors.ServerError(f"The resource manager could not be asked for the model: {error.message}")
+
+
+@asynccontextmanager
+async def serve(config: Config, resource: str) -> AsyncIterator[Address]:
+    """Run the image worker until the block ends; yields its address.
+
+    `resource` is the resource manager's address. Raises PortInUseError.
+    """
+    settings = config.image
+    logbook = Logbook(config.data_dir / "logs" / "image-engine.log")
+    calibration = Calibration(config.data_dir / "calibration.json")
+    try:
+        async with (
+            AsyncResourceClient(resource) as manager,
+            Engine(
+                ModelsOfManager(manager),
+                logbook,
+                default_model=settings.model,
+                threads=settings.threads,
+                keep_alive=settings.keep_alive_seconds,
+                command=settings.engine_command,
+            ) as engine,
+            Generations(engine, calibration, _limits(settings)) as generations,
+        ):
+
+            def end_watches() -> None:
+                generations.end_watches()
+                engine.info.close()
+                logbook.end_watches()
+
+            services = [
+                rpc.Service(
+                    engine_pb2.DESCRIPTOR.services_by_name["EngineService"].full_name,
+                    lambda server: engine_pb2_grpc.add_EngineServiceServicer_to_server(
+                        EngineServicer(engine, generations, logbook), server
+                    ),
+                ),
+                rpc.Service(
+                    generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
+                    lambda server: generation_pb2_grpc.add_GenerationServiceServicer_to_server(
+                        GenerationServicer(generations), server
+                    ),
+                ),
+            ]
+            async with rpc.serve(settings.listen, services, end_watches) as address:
+                yield address
+    finally:
+        logbook.close()
+
+
+def _limits(settings: ImageConfig) -> Limits:
+    return Limits(
+        queue_depth=settings.queue_depth,
+        result_ttl=settings.result_ttl_ms / 1000,
+        cleanup_interval=settings.cleanup_interval_ms / 1000,
+        max_results=settings.max_results,
+        max_result_bytes=settings.max_result_bytes,
+        cancel_grace=settings.cancel_grace_seconds,
+    )

@@ -1,0 +1,186 @@
+"""The image worker's services: each call converts, asks the core, and converts back."""
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+import grpc.aio
+
+from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
+from genaid_server.image import convert
+from genaid_server.image.core.engine import Engine
+from genaid_server.image.core.generations import MAX_REQUEST_ID, Generation, Generations, State
+from genaid_server.kit.errors import BackendError, DomainError, InvalidRequestError, IoError
+from genaid_server.kit.logbook import Logbook
+from genaid_server.kit.paging import page
+from genaid_server.kit.tasks import to_the_end
+
+DEFAULT_LINES: Final = 100
+
+type Context = grpc.aio.ServicerContext[object, object]
+
+
+class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
+    """EngineService."""
+
+    def __init__(self, engine: Engine, generations: Generations, logbook: Logbook) -> None:
+        self._engine, self._generations, self._logbook = engine, generations, logbook
+
+    async def StartEngine(  # noqa: N802
+        self, request: engine_pb2.StartEngineRequest, context: Context
+    ) -> engine_pb2.StartEngineResponse:
+        """Load a model."""
+        check_request_id(request.request_id)
+        info = await self._engine.start(
+            request.model_id,
+            threads=request.threads if request.HasField("threads") else None,
+            options=convert.options_from_pb(request.options),
+            keep_alive=convert.seconds_from_pb(request.keep_alive) if request.HasField("keep_alive") else None,
+            replace_running=request.replace,
+        )
+        return engine_pb2.StartEngineResponse(engine=convert.engine_to_pb(info))
+
+    async def StopEngine(  # noqa: N802
+        self, request: engine_pb2.StopEngineRequest, context: Context
+    ) -> engine_pb2.StopEngineResponse:
+        """Cancel everything and free the memory."""
+        info = await self._generations.stop_engine()
+        return engine_pb2.StopEngineResponse(engine=convert.engine_to_pb(info))
+
+    async def GetEngine(  # noqa: N802
+        self, request: engine_pb2.GetEngineRequest, context: Context
+    ) -> engine_pb2.GetEngineResponse:
+        """The engine as it is now."""
+        return engine_pb2.GetEngineResponse(engine=convert.engine_to_pb(self._engine.info.value))
+
+    async def WatchEngine(  # noqa: N802
+        self, request: engine_pb2.WatchEngineRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.WatchEngineResponse]:
+        """The engine and its changes."""
+        async for info in self._engine.info.watch():
+            yield engine_pb2.WatchEngineResponse(engine=convert.engine_to_pb(info))
+
+    async def ListLogs(  # noqa: N802
+        self, request: engine_pb2.ListLogsRequest, context: Context
+    ) -> engine_pb2.ListLogsResponse:
+        """The newest log lines."""
+        lines = request.lines if request.HasField("lines") else DEFAULT_LINES
+        if lines < 0:
+            raise InvalidRequestError(f"lines must not be negative, and is {lines}", field="lines")
+        return engine_pb2.ListLogsResponse(
+            entries=[convert.record_to_pb(record) for record in self._logbook.tail(lines)]
+        )
+
+    async def TailLogs(  # noqa: N802
+        self, request: engine_pb2.TailLogsRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.TailLogsResponse]:
+        """Log lines as they come."""
+        start = request.from_sequence if request.HasField("from_sequence") else None
+        async for records in self._logbook.watch(start):
+            yield engine_pb2.TailLogsResponse(entries=[convert.record_to_pb(record) for record in records])
+
+    async def ClearLogs(  # noqa: N802
+        self, request: engine_pb2.ClearLogsRequest, context: Context
+    ) -> engine_pb2.ClearLogsResponse:
+        """Forget the log."""
+        self._logbook.clear()
+        return engine_pb2.ClearLogsResponse()
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """GenerationService."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
+
+    async def CreateGeneration(  # noqa: N802
+        self, request: generation_pb2.CreateGenerationRequest, context: Context
+    ) -> generation_pb2.CreateGenerationResponse:
+        """Accept a generation."""
+        check_request_id(request.request_id)
+        generation = await self._generations.create(convert.spec_from_pb(request.spec), request.request_id)
+        return generation_pb2.CreateGenerationResponse(generation=convert.generation_to_pb(generation))
+
+    async def GetGeneration(  # noqa: N802
+        self, request: generation_pb2.GetGenerationRequest, context: Context
+    ) -> generation_pb2.GetGenerationResponse:
+        """One generation."""
+        generation = self._generations.get(request.generation_id)
+        return generation_pb2.GetGenerationResponse(generation=convert.generation_to_pb(generation))
+
+    async def ListGenerations(  # noqa: N802
+        self, request: generation_pb2.ListGenerationsRequest, context: Context
+    ) -> generation_pb2.ListGenerationsResponse:
+        """A page of generations."""
+        state = convert.state_from_pb(request.state)
+        matching = [found for found in self._generations.newest_first() if state in (None, found.state)]
+        some = page(matching, _order, request.page_size, request.page_token)
+        return generation_pb2.ListGenerationsResponse(
+            generations=[convert.generation_to_pb(generation) for generation in some.items],
+            next_page_token=some.next_token,
+        )
+
+    async def WatchGeneration(  # noqa: N802
+        self, request: generation_pb2.WatchGenerationRequest, context: Context
+    ) -> AsyncIterator[generation_pb2.WatchGenerationResponse]:
+        """A generation and its changes."""
+        async for generation in self._generations.watch(request.generation_id):
+            yield generation_pb2.WatchGenerationResponse(generation=convert.generation_to_pb(generation))
+
+    async def CancelGeneration(  # noqa: N802
+        self, request: generation_pb2.CancelGenerationRequest, context: Context
+    ) -> generation_pb2.CancelGenerationResponse:
+        """Cancel a generation."""
+        generation = await self._generations.cancel(request.generation_id)
+        return generation_pb2.CancelGenerationResponse(generation=convert.generation_to_pb(generation))
+
+    async def DeleteGeneration(  # noqa: N802
+        self, request: generation_pb2.DeleteGenerationRequest, context: Context
+    ) -> generation_pb2.DeleteGenerationResponse:
+        """Forget a generation."""
+        await self._generations.delete(request.generation_id)
+        return generation_pb2.DeleteGenerationResponse()
+
+    async def GetImage(  # noqa: N802
+        self, request: generation_pb2.GetImageRequest, context: Context
+    ) -> AsyncIterator[generation_pb2.GetImageResponse]:
+        """The bytes of one image."""
+        info, png = self._generations.image(request.generation_id, request.index)
+        for number, chunk in enumerate(convert.chunks(png)):
+            about = convert.image_to_pb(info) if number == 0 else None
+            yield generation_pb2.GetImageResponse(image=about, chunk=chunk)
+
+    async def GenerateImages(  # noqa: N802
+        self, request: generation_pb2.GenerateImagesRequest, context: Context
+    ) -> AsyncIterator[generation_pb2.GenerateImagesResponse]:
+        """Progress and images in one call."""
+        generation = await self._generations.create(convert.spec_from_pb(request.spec))
+        try:
+            async for generation in self._generations.watch(generation.id):  # noqa: B020 - the newest one counts
+                yield generation_pb2.GenerateImagesResponse(generation=convert.generation_to_pb(generation))
+            _require_complete(generation)
+            for image in generation.images:
+                _, png = self._generations.image(generation.id, image.index)
+                pieces = list(convert.chunks(png))
+                for number, piece in enumerate(pieces, 1):
+                    chunk = generation_pb2.ImageChunk(index=image.index, data=piece, last=number == len(pieces))
+                    yield generation_pb2.GenerateImagesResponse(chunk=chunk)
+        finally:
+            await to_the_end(self._generations.delete(generation.id))
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises InvalidRequestError for one that is too long."""
+    if len(request_id) > MAX_REQUEST_ID:
+        raise InvalidRequestError(f"request_id must be at most {MAX_REQUEST_ID} characters", field="request_id")
+
+
+def _order(generation: Generation) -> str:
+    return f"{generation.created_at:020.6f} {generation.id}"
+
+
+def _require_complete(generation: Generation) -> None:
+    if generation.failure is not None:
+        kinds: dict[str, type[DomainError]] = {IoError.reason: IoError}
+        raise kinds.get(generation.failure.code, BackendError)(generation.failure.message)
+    if generation.state is State.CANCELLED:
+        raise BackendError("The generation was cancelled.")
