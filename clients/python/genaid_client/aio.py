@@ -1,0 +1,266 @@
+"""The asyncio face: one method a call, typed results, typed errors."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import grpc.aio
+
+from genaid.image.v1 import engine_pb2, generation_pb2
+from genaid.image.v1.engine_pb2_grpc import EngineServiceStub
+from genaid.image.v1.generation_pb2_grpc import GenerationServiceStub
+from genaid.resource.v1 import models_pb2
+from genaid.resource.v1.models_pb2_grpc import ModelServiceStub
+from genaid_client import convert
+from genaid_client.channel import OPTIONS, cut_off, typed_errors
+from genaid_client.convert import request
+from genaid_client.types import (
+    Engine,
+    EngineOptions,
+    Generation,
+    GenerationSpec,
+    GenerationState,
+    Image,
+    LogEntry,
+    Model,
+    ModelType,
+)
+
+
+class _AsyncClient:
+    """A channel to one service. Make it while the event loop runs; close it, or use it in an `async with`.
+
+    `address` is `host:port`. `timeout` is the deadline in seconds of calls that have none of their own.
+    Every call may raise ConnectionFailedError, DeadlineError and InternalError besides what it documents.
+    """
+
+    def __init__(self, address: str, *, timeout: float = 10.0) -> None:
+        asyncio.get_running_loop()  # a channel that is made before its loop fails later, and strangely
+        self._address = address
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the calls that are under way with ConnectionFailedError, and close the channel."""
+        await self._channel.close()
+
+    async def _call[Request, Response](
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        message: Request,
+        timeout: float | None = None,
+    ) -> Response:
+        with self._typed_errors():
+            return await method(message, timeout=self._timeout if timeout is None else timeout)
+
+    async def _stream[Request, Response, Item](
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        message: Request,
+        unpack: Callable[[Response], Iterable[Item]],
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Item, None]:
+        call = method(message, timeout=timeout)
+        try:
+            with self._typed_errors():
+                async for response in call:
+                    for item in unpack(response):
+                        yield item
+        finally:
+            call.cancel()  # an iterator that is left early would keep the call open
+
+    async def _pages[Request: convert.PageRequest, Response: convert.Page](
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], message: Request
+    ) -> list[Response]:
+        pages = [await self._call(method, message)]
+        while pages[-1].next_page_token:
+            message.page_token = pages[-1].next_page_token
+            pages.append(await self._call(method, message))
+        return pages
+
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        try:
+            with typed_errors(self._address):
+                yield
+        except asyncio.CancelledError as error:
+            # Closing the channel raises this as well, in tasks that nobody cancelled.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise cut_off(self._address) from error
+
+
+class AsyncResourceClient(_AsyncClient):
+    """The resource manager: the models that are installed."""
+
+    def __init__(self, address: str, *, timeout: float = 10.0) -> None:
+        super().__init__(address, timeout=timeout)
+        self._models = ModelServiceStub(self._channel)
+
+    async def list_models(self, type: ModelType | None = None) -> list[Model]:  # noqa: A002 - as in the contract
+        """All installed models of a type, or of every type, ordered by id."""
+        pages = await self._pages(self._models.ListModels, convert.list_models_request(type))
+        return [convert.model_from_pb(model) for page in pages for model in page.models]
+
+    async def get_model(self, model_id: str) -> Model:
+        """One model. Raises ModelNotFoundError."""
+        response = await self._call(self._models.GetModel, request(models_pb2.GetModelRequest, model_id=model_id))
+        return convert.model_from_pb(response.model)
+
+    async def import_model(
+        self,
+        file_name: str,
+        *,
+        name: str = "",
+        type: ModelType | None = None,  # noqa: A002 - as in the contract
+        model_id: str = "",
+        request_id: str | None = None,
+        timeout: float = 3600,
+    ) -> Model:
+        """Install a file that lies in the store's inbox; it takes as long as hashing the file does.
+
+        `file_name` is its bare name there. The rest is told from the file's header where it is not given. A repeat
+        with the same `request_id` returns the model that the first call installed.
+        Raises InvalidRequestError and FileSystemError.
+        """
+        message = convert.import_model_request(file_name, name, type, model_id, request_id)
+        response = await self._call(self._models.ImportModel, message, timeout)
+        return convert.model_from_pb(response.model)
+
+    async def delete_model(self, model_id: str) -> None:
+        """Remove a model and its files. Raises ModelNotFoundError, ServerBusyError and FileSystemError."""
+        await self._call(self._models.DeleteModel, request(models_pb2.DeleteModelRequest, model_id=model_id))
+
+
+class AsyncImageClient(_AsyncClient):
+    """The image worker: its engine, and the images that it makes.
+
+    The iterators end when the server ends the stream; to reconnect is to call again. One that is left early ends its
+    call when it is closed or collected.
+    """
+
+    def __init__(self, address: str, *, timeout: float = 10.0) -> None:
+        super().__init__(address, timeout=timeout)
+        self._engine = EngineServiceStub(self._channel)
+        self._generations = GenerationServiceStub(self._channel)
+
+    async def start_engine(
+        self,
+        model_id: str,
+        *,
+        threads: int | None = None,
+        options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
+        keep_alive_seconds: float | None = None,
+        replace: bool = False,
+        timeout: float = 600,
+    ) -> Engine:
+        """Select a model and load it; returns when it is loaded.
+
+        `threads` is 1 to 512, None to choose from the number of cores. `keep_alive_seconds` is how long it stays
+        loaded without work: 0 unloads after each image, negative never unloads, None is the configured time.
+        `replace` stops an engine that runs with other settings first.
+        Raises ModelNotFoundError, InvalidRequestError, ServerBusyError and BackendError.
+        """
+        message = convert.start_engine_request(model_id, threads, options, keep_alive_seconds, replace)
+        response = await self._call(self._engine.StartEngine, message, timeout)
+        return convert.engine_from_pb(response.engine)
+
+    async def stop_engine(self, timeout: float = 60) -> Engine:
+        """Cancel what runs and waits, free the memory, and refuse generations until the next start."""
+        response = await self._call(self._engine.StopEngine, engine_pb2.StopEngineRequest(), timeout)
+        return convert.engine_from_pb(response.engine)
+
+    async def get_engine(self) -> Engine:
+        """The engine as it is now."""
+        response = await self._call(self._engine.GetEngine, engine_pb2.GetEngineRequest())
+        return convert.engine_from_pb(response.engine)
+
+    def watch_engine(self) -> AsyncGenerator[Engine, None]:
+        """The engine as it is now, then after each change the newest."""
+        return self._stream(self._engine.WatchEngine, engine_pb2.WatchEngineRequest(), convert.watched_engine)
+
+    async def list_engine_logs(self, lines: int | None = None) -> list[LogEntry]:
+        """The newest lines of the engine's log, the newest last; 100 at most if not told otherwise.
+
+        Raises InvalidRequestError for a negative number.
+        """
+        response = await self._call(self._engine.ListLogs, request(engine_pb2.ListLogsRequest, lines=lines))
+        return [convert.log_entry_from_pb(entry) for entry in response.entries]
+
+    def tail_engine_logs(self, from_sequence: int | None = None) -> AsyncGenerator[LogEntry, None]:
+        """The engine's log from a sequence number on, then each new line; without one only new lines."""
+        message = request(engine_pb2.TailLogsRequest, from_sequence=from_sequence)
+        return self._stream(self._engine.TailLogs, message, convert.tailed_entries)
+
+    async def clear_engine_logs(self) -> None:
+        """Forget the engine's log. Sequence numbers go on."""
+        await self._call(self._engine.ClearLogs, engine_pb2.ClearLogsRequest())
+
+    async def create_generation(self, spec: GenerationSpec, *, request_id: str | None = None) -> Generation:
+        """Ask for images; returns as soon as the generation is accepted. It outlives this client.
+
+        A repeat with the same `request_id` returns the original generation; each call makes one if none is given.
+        Raises InvalidRequestError, ServerBusyError, ServerError and ModelNotFoundError.
+        """
+        message = convert.create_generation_request(spec, request_id)
+        response = await self._call(self._generations.CreateGeneration, message)
+        return convert.generation_from_pb(response.generation)
+
+    async def get_generation(self, generation_id: str) -> Generation:
+        """One generation. Raises NotFoundError."""
+        message = request(generation_pb2.GetGenerationRequest, generation_id=generation_id)
+        response = await self._call(self._generations.GetGeneration, message)
+        return convert.generation_from_pb(response.generation)
+
+    async def list_generations(self, state: GenerationState | None = None) -> list[Generation]:
+        """The generations in a state, or all that the worker knows, the newest first."""
+        pages = await self._pages(self._generations.ListGenerations, convert.list_generations_request(state))
+        return [convert.generation_from_pb(generation) for page in pages for generation in page.generations]
+
+    def watch_generation(self, generation_id: str) -> AsyncGenerator[Generation, None]:
+        """A generation as it is now, then after each change the newest; ends after a terminal state.
+
+        Raises NotFoundError when it is iterated.
+        """
+        message = request(generation_pb2.WatchGenerationRequest, generation_id=generation_id)
+        return self._stream(self._generations.WatchGeneration, message, convert.watched_generation)
+
+    async def cancel_generation(self, generation_id: str, timeout: float = 60) -> Generation:
+        """Cancel a generation; returns when nothing computes for it any more. Repeating it is no error.
+
+        Raises NotFoundError and AlreadyTerminalError.
+        """
+        message = request(generation_pb2.CancelGenerationRequest, generation_id=generation_id)
+        response = await self._call(self._generations.CancelGeneration, message, timeout)
+        return convert.generation_from_pb(response.generation)
+
+    async def delete_generation(self, generation_id: str, timeout: float = 60) -> None:
+        """Forget a generation and its images; cancels it first where it is not finished. Raises NotFoundError."""
+        message = request(generation_pb2.DeleteGenerationRequest, generation_id=generation_id)
+        await self._call(self._generations.DeleteGeneration, message, timeout)
+
+    async def get_image(self, generation_id: str, index: int = 0) -> bytes:
+        """The PNG of one image of a complete generation. Raises NotFoundError and ServerBusyError."""
+        message = request(generation_pb2.GetImageRequest, generation_id=generation_id, index=index)
+        chunks = self._stream(self._generations.GetImage, message, convert.image_chunk, self._timeout)
+        return b"".join([chunk async for chunk in chunks])
+
+    def generate(self, spec: GenerationSpec) -> AsyncGenerator[Generation | Image, None]:
+        """Make images in one call: the generation as it changes, and at the end its images, in order.
+
+        The generation is cancelled when the iterator is left early, and forgotten when it ends.
+        Raises, when it is iterated, what `create_generation` raises, BackendError and IoError.
+        """
+        message = request(generation_pb2.GenerateImagesRequest, spec=convert.spec_to_pb(spec))
+        return self._stream(self._generations.GenerateImages, message, convert.ImageAssembly().add)

@@ -1,0 +1,71 @@
+"""How both faces reach a service: the settings of a channel, and the one way from a status to an exception."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from genaid_client.errors import ConnectionFailedError, DeadlineError, GenaidError, InternalError, error_for
+
+DOMAIN: Final = "genaid"
+
+OPTIONS: Final[Sequence[tuple[str, Any]]] = (
+    ("grpc.enable_http_proxy", 0),  # a proxy of the environment would take calls to this machine, too
+    # A service that was started again is found within a second; by default that may take two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+@contextmanager
+def typed_errors(address: str) -> Iterator[None]:
+    """Raise what the block's call failed with as a GenaidError."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _typed(error, address) from error
+
+
+def cut_off(address: str) -> ConnectionFailedError:
+    """The error of a call that ended because the service, or this client, was closed."""
+    return ConnectionFailedError(
+        f"The call to the genaid service at {address} was cut off: the service or this client was closed. "
+        "Start the service with `genaid up` if it doesn't run, then call again.",
+        {"address": address},
+    )
+
+
+def _typed(error: Any, address: str) -> GenaidError:
+    info = _error_info(error)
+    if info is not None:
+        return error_for(info.reason, error.details(), info.metadata)
+    code: grpc.StatusCode = error.code()
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return ConnectionFailedError(
+            f"No genaid service answers at {address}. "
+            "Start it with `genaid up`, or give the address of the one that runs.",
+            {"address": address},
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineError(f"The genaid service at {address} did not answer in time.", {"address": address})
+    if code is grpc.StatusCode.CANCELLED:
+        return cut_off(address)
+    return InternalError(
+        f"The genaid service at {address} failed: {error.details()} ({code.name})", {"status": code.name}
+    )
+
+
+def _error_info(error: Any) -> Any | None:
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, DecodeError):  # details that are no google.rpc.Status, or not of this status
+        return None
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            return info
+    return None

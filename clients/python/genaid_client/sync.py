@@ -1,0 +1,250 @@
+"""The blocking face: one method a call, typed results, typed errors. Threads may share a client."""
+
+from collections.abc import Callable, Generator, Iterable
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from genaid.image.v1 import engine_pb2, generation_pb2
+from genaid.image.v1.engine_pb2_grpc import EngineServiceStub
+from genaid.image.v1.generation_pb2_grpc import GenerationServiceStub
+from genaid.resource.v1 import models_pb2
+from genaid.resource.v1.models_pb2_grpc import ModelServiceStub
+from genaid_client import convert
+from genaid_client.channel import OPTIONS, typed_errors
+from genaid_client.convert import request
+from genaid_client.types import (
+    Engine,
+    EngineOptions,
+    Generation,
+    GenerationSpec,
+    GenerationState,
+    Image,
+    LogEntry,
+    Model,
+    ModelType,
+)
+
+
+class _Client:
+    """A channel to one service. Close it, or use it in a `with`.
+
+    `address` is `host:port`. `timeout` is the deadline in seconds of calls that have none of their own.
+    `channel` replaces the client's own one; whoever made it closes it, and `address` is then only what errors name.
+    Every call may raise ConnectionFailedError, DeadlineError and InternalError besides what it documents.
+    """
+
+    def __init__(self, address: str, *, timeout: float = 10.0, channel: grpc.Channel | None = None) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._owned = channel is None
+        self._channel = grpc.insecure_channel(address, options=OPTIONS) if channel is None else channel
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the calls that are under way in other threads with ConnectionFailedError, and close the channel."""
+        if self._owned:
+            self._channel.close()
+
+    def _call[Request, Response](
+        self, method: "grpc.UnaryUnaryMultiCallable[Request, Response]", message: Request, timeout: float | None = None
+    ) -> Response:
+        with typed_errors(self._address):
+            return method(message, timeout=self._timeout if timeout is None else timeout)
+
+    def _stream[Request, Response, Item](
+        self,
+        method: "grpc.UnaryStreamMultiCallable[Request, Response]",
+        message: Request,
+        unpack: Callable[[Response], Iterable[Item]],
+        timeout: float | None = None,
+    ) -> Generator[Item, None, None]:
+        call = method(message, timeout=timeout)
+        try:
+            with typed_errors(self._address):
+                for response in call:
+                    yield from unpack(response)
+        finally:
+            call.cancel()  # an iterator that is left early would keep the call open
+
+    def _pages[Request: convert.PageRequest, Response: convert.Page](
+        self, method: "grpc.UnaryUnaryMultiCallable[Request, Response]", message: Request
+    ) -> list[Response]:
+        pages = [self._call(method, message)]
+        while pages[-1].next_page_token:
+            message.page_token = pages[-1].next_page_token
+            pages.append(self._call(method, message))
+        return pages
+
+
+class ResourceClient(_Client):
+    """The resource manager: the models that are installed."""
+
+    def __init__(self, address: str, *, timeout: float = 10.0, channel: grpc.Channel | None = None) -> None:
+        super().__init__(address, timeout=timeout, channel=channel)
+        self._models = ModelServiceStub(self._channel)
+
+    def list_models(self, type: ModelType | None = None) -> list[Model]:  # noqa: A002 - as in the contract
+        """All installed models of a type, or of every type, ordered by id."""
+        pages = self._pages(self._models.ListModels, convert.list_models_request(type))
+        return [convert.model_from_pb(model) for page in pages for model in page.models]
+
+    def get_model(self, model_id: str) -> Model:
+        """One model. Raises ModelNotFoundError."""
+        response = self._call(self._models.GetModel, request(models_pb2.GetModelRequest, model_id=model_id))
+        return convert.model_from_pb(response.model)
+
+    def import_model(
+        self,
+        file_name: str,
+        *,
+        name: str = "",
+        type: ModelType | None = None,  # noqa: A002 - as in the contract
+        model_id: str = "",
+        request_id: str | None = None,
+        timeout: float = 3600,
+    ) -> Model:
+        """Install a file that lies in the store's inbox; it takes as long as hashing the file does.
+
+        `file_name` is its bare name there. The rest is told from the file's header where it is not given. A repeat
+        with the same `request_id` returns the model that the first call installed.
+        Raises InvalidRequestError and FileSystemError.
+        """
+        message = convert.import_model_request(file_name, name, type, model_id, request_id)
+        response = self._call(self._models.ImportModel, message, timeout)
+        return convert.model_from_pb(response.model)
+
+    def delete_model(self, model_id: str) -> None:
+        """Remove a model and its files. Raises ModelNotFoundError, ServerBusyError and FileSystemError."""
+        self._call(self._models.DeleteModel, request(models_pb2.DeleteModelRequest, model_id=model_id))
+
+
+class ImageClient(_Client):
+    """The image worker: its engine, and the images that it makes.
+
+    The iterators end when the server ends the stream; to reconnect is to call again. One that is left early ends its
+    call when it is closed or collected.
+    """
+
+    def __init__(self, address: str, *, timeout: float = 10.0, channel: grpc.Channel | None = None) -> None:
+        super().__init__(address, timeout=timeout, channel=channel)
+        self._engine = EngineServiceStub(self._channel)
+        self._generations = GenerationServiceStub(self._channel)
+
+    def start_engine(
+        self,
+        model_id: str,
+        *,
+        threads: int | None = None,
+        options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
+        keep_alive_seconds: float | None = None,
+        replace: bool = False,
+        timeout: float = 600,
+    ) -> Engine:
+        """Select a model and load it; returns when it is loaded.
+
+        `threads` is 1 to 512, None to choose from the number of cores. `keep_alive_seconds` is how long it stays
+        loaded without work: 0 unloads after each image, negative never unloads, None is the configured time.
+        `replace` stops an engine that runs with other settings first.
+        Raises ModelNotFoundError, InvalidRequestError, ServerBusyError and BackendError.
+        """
+        message = convert.start_engine_request(model_id, threads, options, keep_alive_seconds, replace)
+        response = self._call(self._engine.StartEngine, message, timeout)
+        return convert.engine_from_pb(response.engine)
+
+    def stop_engine(self, timeout: float = 60) -> Engine:
+        """Cancel what runs and waits, free the memory, and refuse generations until the next start."""
+        response = self._call(self._engine.StopEngine, engine_pb2.StopEngineRequest(), timeout)
+        return convert.engine_from_pb(response.engine)
+
+    def get_engine(self) -> Engine:
+        """The engine as it is now."""
+        response = self._call(self._engine.GetEngine, engine_pb2.GetEngineRequest())
+        return convert.engine_from_pb(response.engine)
+
+    def watch_engine(self) -> Generator[Engine, None, None]:
+        """The engine as it is now, then after each change the newest."""
+        return self._stream(self._engine.WatchEngine, engine_pb2.WatchEngineRequest(), convert.watched_engine)
+
+    def list_engine_logs(self, lines: int | None = None) -> list[LogEntry]:
+        """The newest lines of the engine's log, the newest last; 100 at most if not told otherwise.
+
+        Raises InvalidRequestError for a negative number.
+        """
+        response = self._call(self._engine.ListLogs, request(engine_pb2.ListLogsRequest, lines=lines))
+        return [convert.log_entry_from_pb(entry) for entry in response.entries]
+
+    def tail_engine_logs(self, from_sequence: int | None = None) -> Generator[LogEntry, None, None]:
+        """The engine's log from a sequence number on, then each new line; without one only new lines."""
+        message = request(engine_pb2.TailLogsRequest, from_sequence=from_sequence)
+        return self._stream(self._engine.TailLogs, message, convert.tailed_entries)
+
+    def clear_engine_logs(self) -> None:
+        """Forget the engine's log. Sequence numbers go on."""
+        self._call(self._engine.ClearLogs, engine_pb2.ClearLogsRequest())
+
+    def create_generation(self, spec: GenerationSpec, *, request_id: str | None = None) -> Generation:
+        """Ask for images; returns as soon as the generation is accepted. It outlives this client.
+
+        A repeat with the same `request_id` returns the original generation; each call makes one if none is given.
+        Raises InvalidRequestError, ServerBusyError, ServerError and ModelNotFoundError.
+        """
+        message = convert.create_generation_request(spec, request_id)
+        response = self._call(self._generations.CreateGeneration, message)
+        return convert.generation_from_pb(response.generation)
+
+    def get_generation(self, generation_id: str) -> Generation:
+        """One generation. Raises NotFoundError."""
+        message = request(generation_pb2.GetGenerationRequest, generation_id=generation_id)
+        response = self._call(self._generations.GetGeneration, message)
+        return convert.generation_from_pb(response.generation)
+
+    def list_generations(self, state: GenerationState | None = None) -> list[Generation]:
+        """The generations in a state, or all that the worker knows, the newest first."""
+        pages = self._pages(self._generations.ListGenerations, convert.list_generations_request(state))
+        return [convert.generation_from_pb(generation) for page in pages for generation in page.generations]
+
+    def watch_generation(self, generation_id: str) -> Generator[Generation, None, None]:
+        """A generation as it is now, then after each change the newest; ends after a terminal state.
+
+        Raises NotFoundError when it is iterated.
+        """
+        message = request(generation_pb2.WatchGenerationRequest, generation_id=generation_id)
+        return self._stream(self._generations.WatchGeneration, message, convert.watched_generation)
+
+    def cancel_generation(self, generation_id: str, timeout: float = 60) -> Generation:
+        """Cancel a generation; returns when nothing computes for it any more. Repeating it is no error.
+
+        Raises NotFoundError and AlreadyTerminalError.
+        """
+        message = request(generation_pb2.CancelGenerationRequest, generation_id=generation_id)
+        response = self._call(self._generations.CancelGeneration, message, timeout)
+        return convert.generation_from_pb(response.generation)
+
+    def delete_generation(self, generation_id: str, timeout: float = 60) -> None:
+        """Forget a generation and its images; cancels it first where it is not finished. Raises NotFoundError."""
+        message = request(generation_pb2.DeleteGenerationRequest, generation_id=generation_id)
+        self._call(self._generations.DeleteGeneration, message, timeout)
+
+    def get_image(self, generation_id: str, index: int = 0) -> bytes:
+        """The PNG of one image of a complete generation. Raises NotFoundError and ServerBusyError."""
+        message = request(generation_pb2.GetImageRequest, generation_id=generation_id, index=index)
+        chunks = self._stream(self._generations.GetImage, message, convert.image_chunk, self._timeout)
+        return b"".join(chunks)
+
+    def generate(self, spec: GenerationSpec) -> Generator[Generation | Image, None, None]:
+        """Make images in one call: the generation as it changes, and at the end its images, in order.
+
+        The generation is cancelled when the iterator is left early, and forgotten when it ends.
+        Raises, when it is iterated, what `create_generation` raises, BackendError and IoError.
+        """
+        message = request(generation_pb2.GenerateImagesRequest, spec=convert.spec_to_pb(spec))
+        return self._stream(self._generations.GenerateImages, message, convert.ImageAssembly().add)

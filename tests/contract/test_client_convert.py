@@ -1,0 +1,344 @@
+"""Conversions lose nothing, and nothing that a newer server sends breaks them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from genaid.image.v1 import engine_pb2, generation_pb2
+from genaid.resource.v1 import models_pb2
+from genaid_client import convert
+from genaid_client.types import (
+    Engine,
+    EngineOptions,
+    Generation,
+    GenerationFailure,
+    GenerationSpec,
+    GenerationState,
+    GgufMetadata,
+    Health,
+    ImageInfo,
+    LogEntry,
+    LogLevel,
+    Model,
+    ModelFormat,
+    ModelSource,
+    ModelType,
+    Progress,
+    Sampler,
+    ServerState,
+    SourceType,
+    Stage,
+)
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+INT32 = st.integers(-(2**31), 2**31 - 1)
+INT64 = st.integers(-(2**63), 2**63 - 1)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+specs = st.builds(
+    GenerationSpec,
+    prompt=TEXT,
+    negative_prompt=TEXT,
+    width=st.none() | INT32,
+    height=st.none() | INT32,
+    steps=st.none() | INT32,
+    cfg_scale=st.none() | st.floats(allow_nan=False),
+    seed=st.none() | INT64,
+    sampler=st.none() | st.sampled_from(Sampler),
+    count=st.none() | INT32,
+)
+
+
+@unhurried
+@given(specs)
+def test_a_spec_comes_back_as_it_went(spec: GenerationSpec) -> None:
+    wire = generation_pb2.Generation(spec=convert.spec_to_pb(spec)).SerializeToString()
+    assert convert.generation_from_pb(generation_pb2.Generation.FromString(wire)).spec == spec
+
+
+@unhurried
+@given(st.floats(-convert.LONGEST, convert.LONGEST))
+def test_a_keep_alive_comes_back_as_it_went(seconds: float) -> None:
+    request = convert.start_engine_request("m", None, EngineOptions(), seconds, replace=False)
+    engine = convert.engine_from_pb(engine_pb2.Engine(keep_alive=request.keep_alive))
+    assert math.isclose(engine.keep_alive_seconds, seconds, rel_tol=1e-12, abs_tol=1e-9)
+
+
+@unhurried
+@given(
+    st.builds(
+        EngineOptions,
+        **{
+            name: st.booleans()
+            for name in engine_pb2.EngineOptions.DESCRIPTOR.fields_by_name
+            if name != "max_vram_bytes"
+        },
+        max_vram_bytes=st.none() | INT64,
+    )
+)
+def test_options_come_back_as_they_went(options: EngineOptions) -> None:
+    request = convert.start_engine_request("m", None, options, None, replace=False)
+    assert convert.engine_from_pb(engine_pb2.Engine(options=request.options)).options == options
+
+
+def test_a_whole_model() -> None:
+    message = models_pb2.Model(
+        id="tiny",
+        name="Tiny",
+        type=models_pb2.MODEL_TYPE_LLM,
+        size_bytes=2**40,
+        path="/models/tiny.gguf",
+        create_time=Timestamp(seconds=1_700_000_000, nanos=250_000_000),
+        source=models_pb2.ModelSource(
+            type=models_pb2.SOURCE_TYPE_HUGGINGFACE, url="https://example.org", repo="a/b", file="f.gguf"
+        ),
+        checksum="sha256:00",
+        format=models_pb2.MODEL_FORMAT_GGUF,
+        metadata=models_pb2.GgufMetadata(version=3, tensor_count=7, kv_count=9, architecture="llama", block_count=0),
+    )
+    assert convert.model_from_pb(message) == Model(
+        id="tiny",
+        name="Tiny",
+        type=ModelType.LLM,
+        size_bytes=2**40,
+        path="/models/tiny.gguf",
+        create_time=datetime(2023, 11, 14, 22, 13, 20, 250_000, UTC),
+        source=ModelSource(SourceType.HUGGINGFACE, "https://example.org", "a/b", "f.gguf"),
+        checksum="sha256:00",
+        format=ModelFormat.GGUF,
+        metadata=GgufMetadata(version=3, tensor_count=7, kv_count=9, architecture="llama", block_count=0),
+    )
+
+
+def test_a_whole_engine() -> None:
+    message = engine_pb2.Engine(
+        state=engine_pb2.SERVER_STATE_CRASHED,
+        health=engine_pb2.HEALTH_ERROR,
+        busy=True,
+        model_id="tiny",
+        pid=0,
+        start_time=Timestamp(seconds=1),
+        load_duration=Duration(seconds=1, nanos=500_000_000),
+        threads=2,
+        options=engine_pb2.EngineOptions(vae_tiling=True),
+        keep_alive=Duration(seconds=-1, nanos=-500_000_000),
+        restarts=3,
+        last_error="killed",
+        load_percentage=50.5,
+        last_event="crashed",
+        variant="cpu",
+        accepting=True,
+    )
+    assert convert.engine_from_pb(message) == Engine(
+        state=ServerState.CRASHED,
+        health=Health.ERROR,
+        busy=True,
+        model_id="tiny",
+        pid=0,
+        start_time=datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC),
+        load_seconds=1.5,
+        threads=2,
+        options=EngineOptions(vae_tiling=True),
+        keep_alive_seconds=-1.5,
+        restarts=3,
+        last_error="killed",
+        load_percentage=50.5,
+        last_event="crashed",
+        variant="cpu",
+        accepting=True,
+    )
+
+
+def test_an_engine_without_a_process() -> None:
+    engine = convert.engine_from_pb(engine_pb2.Engine())
+    assert (engine.pid, engine.start_time, engine.load_seconds) == (None, None, None)
+
+
+def test_a_log_entry() -> None:
+    message = engine_pb2.LogEntry(
+        sequence=2**40, time=Timestamp(seconds=2), level=engine_pb2.LOG_LEVEL_WARN, message="slow"
+    )
+    when = datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC)
+    assert convert.log_entry_from_pb(message) == LogEntry(2**40, when, LogLevel.WARN, "slow")
+
+
+def test_a_complete_generation() -> None:
+    message = generation_pb2.Generation(
+        id="g",
+        state=generation_pb2.GENERATION_STATE_COMPLETE,
+        spec=generation_pb2.GenerationSpec(prompt="a fox", seed=0, sampler=generation_pb2.SAMPLER_LMS),
+        create_time=Timestamp(seconds=1),
+        update_time=Timestamp(seconds=2),
+        expire_time=Timestamp(seconds=3),
+        progress=generation_pb2.Progress(
+            stage=generation_pb2.STAGE_DECODING,
+            current_step=1,
+            total_steps=2,
+            percentage=100,
+            current_image=3,
+            total_images=4,
+        ),
+        images=[generation_pb2.ImageInfo(index=1, seed=2, width=3, height=4, size_bytes=5, sha256="00")],
+        duration=Duration(seconds=2, nanos=1_000_000),
+        model_id="tiny",
+    )
+    start = datetime(1970, 1, 1, tzinfo=UTC)
+    assert convert.generation_from_pb(message) == Generation(
+        id="g",
+        state=GenerationState.COMPLETE,
+        spec=GenerationSpec("a fox", seed=0, sampler=Sampler.LMS),
+        create_time=start + timedelta(seconds=1),
+        update_time=start + timedelta(seconds=2),
+        expire_time=start + timedelta(seconds=3),
+        progress=Progress(Stage.DECODING, 1, 2, 100.0, 3, 4),
+        images=(ImageInfo(1, 2, 3, 4, 5, "00"),),
+        error=None,
+        duration_seconds=2.001,
+        model_id="tiny",
+        queue_position=0,
+    )
+
+
+def test_a_pending_and_a_failed_generation() -> None:
+    pending = convert.generation_from_pb(
+        generation_pb2.Generation(state=generation_pb2.GENERATION_STATE_PENDING, queue_position=2)
+    )
+    assert (pending.state, pending.queue_position) == (GenerationState.PENDING, 2)
+    assert (pending.progress, pending.error, pending.images, pending.expire_time) == (None, None, (), None)
+    failed = convert.generation_from_pb(
+        generation_pb2.Generation(error=generation_pb2.GenerationError(code="BACKEND_ERROR", message="died"))
+    )
+    assert failed.error == GenerationFailure("BACKEND_ERROR", "died")
+
+
+CONVERSIONS: list[tuple[Callable[[Any], Any], Descriptor]] = [
+    (convert.model_from_pb, models_pb2.Model.DESCRIPTOR),
+    (convert.engine_from_pb, engine_pb2.Engine.DESCRIPTOR),
+    (convert.log_entry_from_pb, engine_pb2.LogEntry.DESCRIPTOR),
+    (convert.generation_from_pb, generation_pb2.Generation.DESCRIPTOR),
+]
+
+
+def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    """Anything that a server, a newer one too, may put into a field."""
+    scalars: dict[int, st.SearchStrategy[Any]] = {
+        FieldDescriptor.CPPTYPE_STRING: TEXT,
+        FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
+        FieldDescriptor.CPPTYPE_INT32: INT32,
+        FieldDescriptor.CPPTYPE_INT64: INT64,
+        FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 2**32 - 1),
+        FieldDescriptor.CPPTYPE_DOUBLE: st.floats(allow_nan=False),
+        FieldDescriptor.CPPTYPE_ENUM: INT32,
+    }
+    one = messages(field.message_type) if field.message_type is not None else scalars[field.cpp_type]
+    return st.lists(one, max_size=3) if field.is_repeated else one
+
+
+def messages(descriptor: Descriptor) -> st.SearchStrategy[Message]:
+    """Messages with any of their fields set, or none."""
+    if descriptor.full_name == "google.protobuf.Timestamp":
+        return st.builds(Timestamp, seconds=st.integers(0, 2**33), nanos=st.integers(0, 999_999_999))
+    if descriptor.full_name == "google.protobuf.Duration":
+        return st.builds(Duration, seconds=st.integers(0, 2**33), nanos=st.integers(0, 999_999_999))
+    fields = {field.name: values(field) for field in descriptor.fields}
+    return st.fixed_dictionaries({}, optional=fields).map(lambda chosen: GetMessageClass(descriptor)(**chosen))
+
+
+@pytest.mark.parametrize(("from_pb", "descriptor"), CONVERSIONS, ids=lambda each: getattr(each, "name", ""))
+@unhurried
+@given(data=st.data())
+def test_any_message_converts_and_keeps_its_plain_fields(
+    from_pb: Callable[[Any], Any], descriptor: Descriptor, data: st.DataObject
+) -> None:
+    message = data.draw(messages(descriptor))
+    result = from_pb(message)
+    for field in descriptor.fields:
+        if field.message_type is None and field.enum_type is None:
+            absent = field.has_presence and not message.HasField(field.name)
+            assert getattr(result, field.name) == (None if absent else getattr(message, field.name))
+
+
+RENAMED = {"load_duration": "load_seconds", "keep_alive": "keep_alive_seconds", "duration": "duration_seconds"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Model, models_pb2.Model),
+        (ModelSource, models_pb2.ModelSource),
+        (GgufMetadata, models_pb2.GgufMetadata),
+        (Engine, engine_pb2.Engine),
+        (EngineOptions, engine_pb2.EngineOptions),
+        (LogEntry, engine_pb2.LogEntry),
+        (Generation, generation_pb2.Generation),
+        (GenerationSpec, generation_pb2.GenerationSpec),
+        (Progress, generation_pb2.Progress),
+        (ImageInfo, generation_pb2.ImageInfo),
+        (GenerationFailure, generation_pb2.GenerationError),
+    ],
+)
+def test_results_have_every_field_of_their_messages(kind: Any, message: type[Message]) -> None:
+    told = {RENAMED.get(field.name, field.name) for field in message.DESCRIPTOR.fields}
+    assert {field.name for field in dataclasses.fields(kind)} == told
+
+
+@pytest.mark.parametrize(
+    ("members", "wrapper"),
+    [
+        (ModelType, models_pb2.ModelType),
+        (ModelFormat, models_pb2.ModelFormat),
+        (SourceType, models_pb2.SourceType),
+        (ServerState, engine_pb2.ServerState),
+        (Health, engine_pb2.Health),
+        (LogLevel, engine_pb2.LogLevel),
+        (GenerationState, generation_pb2.GenerationState),
+        (Stage, generation_pb2.Stage),
+        (Sampler, generation_pb2.Sampler),
+    ],
+)
+def test_enums_have_every_value_of_the_contract(members: Any, wrapper: Any) -> None:
+    prefix = wrapper.Name(0).removesuffix("UNSPECIFIED")
+    assert [prefix + name for name in sorted(members.__members__)] == sorted(set(wrapper.keys()) - {wrapper.Name(0)})
+
+
+@pytest.mark.parametrize("number", [0, 999])
+def test_a_number_that_is_not_known_has_its_documented_meaning(number: Any) -> None:
+    model = convert.model_from_pb(
+        models_pb2.Model(type=number, format=number, source=models_pb2.ModelSource(type=number))
+    )
+    assert model.source is not None
+    assert (model.type, model.format, model.source.type) == (None, None, None)
+    engine = convert.engine_from_pb(engine_pb2.Engine(state=number, health=number))
+    assert (engine.state, engine.health) == (ServerState.STARTING, Health.UNKNOWN)
+    assert convert.log_entry_from_pb(engine_pb2.LogEntry(level=number)).level is LogLevel.INFO
+    generation = convert.generation_from_pb(
+        generation_pb2.Generation(
+            state=number,
+            progress=generation_pb2.Progress(stage=number),
+            spec=generation_pb2.GenerationSpec(sampler=number),
+        )
+    )
+    assert generation.progress is not None
+    assert (generation.state, generation.progress.stage, generation.spec.sampler) == (
+        GenerationState.IN_PROGRESS,
+        None,
+        None,
+    )
+
+
+def test_an_image_that_never_ends_is_not_given_out() -> None:
+    assembly = convert.ImageAssembly()
+    part = generation_pb2.GenerateImagesResponse(chunk=generation_pb2.ImageChunk(data=b"half"))
+    assert list(assembly.add(part)) == []

@@ -1,0 +1,151 @@
+"""The blocking face over grpc_testing's channel: its stubs are called as gRPC means them to be."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import grpc_testing
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from grpc_status import rpc_status
+
+from contract.scripted import SERVICES
+from genaid.image.v1 import engine_pb2, generation_pb2
+from genaid.resource.v1 import models_pb2
+from genaid_client import (
+    GenaidError,
+    GenerationSpec,
+    Image,
+    ImageClient,
+    InternalError,
+    ModelNotFoundError,
+    ResourceClient,
+    ServerBusyError,
+)
+from genaid_server.kit.errors import DomainError
+from genaid_server.kit.errors import ModelNotFoundError as NotInstalled
+from genaid_server.kit.errors import ServerBusyError as Busy
+from genaid_server.kit.rpc import rich_status
+
+METHODS = {method.name: method for service in SERVICES for method in service.methods}
+PATIENCE = 30.0  # seconds
+OK = ((), grpc.StatusCode.OK, "")
+
+
+@pytest.fixture
+def channel() -> Any:
+    return grpc_testing.channel(SERVICES, grpc_testing.strict_real_time())
+
+
+@pytest.fixture
+def caller() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def image(channel: Any) -> ImageClient:
+    return ImageClient("scripted", channel=channel)
+
+
+@pytest.fixture
+def resource(channel: Any) -> ResourceClient:
+    return ResourceClient("scripted", channel=channel)
+
+
+def failure(error: DomainError) -> tuple[Any, grpc.StatusCode, str]:
+    status: Any = rpc_status.to_status(rich_status(error))
+    (code,) = (code for code in grpc.StatusCode if code == status.code)
+    return status.trailing_metadata, code, status.details
+
+
+def take_unary(channel: Any, name: str) -> tuple[Any, Any]:
+    method: MethodDescriptor = METHODS[name]
+    _, request, call = channel.take_unary_unary(method)
+    call.send_initial_metadata(())
+    return request, call
+
+
+def take_stream(channel: Any, name: str) -> tuple[Any, Any]:
+    method: MethodDescriptor = METHODS[name]
+    _, request, call = channel.take_unary_stream(method)
+    call.send_initial_metadata(())
+    return request, call
+
+
+def test_a_call_and_its_answer(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
+    result = caller.submit(resource.get_model, "tiny")
+    request, call = take_unary(channel, "GetModel")
+    call.terminate(models_pb2.GetModelResponse(model=models_pb2.Model(id="tiny")), *OK)
+    assert request == models_pb2.GetModelRequest(model_id="tiny")
+    assert result.result().id == "tiny"
+
+
+def test_a_call_that_fails(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
+    result = caller.submit(resource.delete_model, "tiny")
+    _, call = take_unary(channel, "DeleteModel")
+    call.terminate(None, *failure(NotInstalled("It is not here.", modelId="tiny")))
+    with pytest.raises(ModelNotFoundError, match=r"It is not here\.") as raised:
+        result.result()
+    assert raised.value.metadata == {"modelId": "tiny"}
+
+
+def test_a_call_that_fails_without_a_reason(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
+    result = caller.submit(image.get_engine)
+    _, call = take_unary(channel, "GetEngine")
+    call.terminate(None, (), grpc.StatusCode.UNIMPLEMENTED, "no such method")
+    with pytest.raises(InternalError):
+        result.result()
+
+
+def test_pages(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
+    result = caller.submit(image.list_generations)
+    tokens = []
+    for number, following in enumerate(["more", ""]):
+        request, call = take_unary(channel, "ListGenerations")
+        tokens.append(request.page_token)
+        generation = generation_pb2.Generation(id=str(number))
+        page = generation_pb2.ListGenerationsResponse(generations=[generation], next_page_token=following)
+        call.terminate(page, *OK)
+    assert tokens == ["", "more"]
+    assert [generation.id for generation in result.result()] == ["0", "1"]
+
+
+def test_a_stream_that_ends(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
+    result = caller.submit(lambda: list(image.generate(GenerationSpec("a fox"))))
+    request, call = take_stream(channel, "GenerateImages")
+    chunk = generation_pb2.ImageChunk(data=b"png", last=True)
+    call.send_response(generation_pb2.GenerateImagesResponse(chunk=chunk))
+    call.terminate(*OK)
+    assert request.spec.prompt == "a fox"
+    assert result.result() == [Image(0, b"png")]
+
+
+def test_a_stream_that_fails(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
+    result = caller.submit(image.get_image, "g")
+    _, call = take_stream(channel, "GetImage")
+    call.send_response(generation_pb2.GetImageResponse(chunk=b"half"))
+    call.terminate(*failure(Busy("Not yet.")))
+    with pytest.raises(ServerBusyError) as raised:
+        result.result()
+    assert isinstance(raised.value, GenaidError)
+    assert isinstance(raised.value.__cause__, grpc.RpcError)
+
+
+def test_an_iterator_that_is_left(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
+    watch = image.watch_engine()
+    first = caller.submit(next, watch)
+    _, call = take_stream(channel, "WatchEngine")
+    call.send_response(engine_pb2.WatchEngineResponse(engine=engine_pb2.Engine(restarts=3)))
+    assert first.result().restarts == 3
+    watch.close()
+    call.cancelled()  # returns once the call is cancelled
+
+
+def test_a_channel_that_was_given_is_not_closed() -> None:
+    with grpc.insecure_channel("127.0.0.1:1") as shared:
+        ImageClient("shared", channel=shared).close()
+        call: Any = shared.unary_unary("/still/open")
+        with pytest.raises(grpc.RpcError):  # nobody listens there; a closed channel would be a ValueError
+            call(b"", timeout=PATIENCE)
