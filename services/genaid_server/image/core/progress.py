@@ -8,6 +8,7 @@ size and runtime from the generations that completed, and kept on disk. Stages t
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from genaid_server.image.core.spec import GenerationSpec, Sampler
 from genaid_server.kit.files import write_atomic
 
 log = logging.getLogger(__name__)
+
+_KEY: Final = re.compile(r".+\|.+\|[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 UNFINISHED: Final = 99.0  # 100 means complete, and nothing else does
 MAX_KNOWN: Final = 500  # sizes of models; the oldest are forgotten
@@ -84,7 +87,7 @@ class Calibration:
         self._known: dict[str, Timings] = {}
         try:
             stored = json.loads(path.read_text("utf-8"))
-            self._known = {str(key): _timings(value) for key, value in stored.items()}
+            self._known = {_checked(key): _timings(value) for key, value in stored.items()}
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -124,6 +127,12 @@ class Calibration:
 
 def _key(model: str, variant: str, width: int, height: int) -> str:
     return f"{model}|{variant}|{width}x{height}"
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"the key {key!r}")
+    return key
 
 
 def _filled(measured: Timings, guess: Timings) -> Timings:

@@ -1,0 +1,80 @@
+"""What the services add to an image, and what a resident model saves."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from bench.rows import Row, ratio
+from bench.serving import GENAID, Serving, serving
+from genaid_server.demo.models import write_diffusion
+from genaid_server.image.core.engine import default_threads
+
+THREADS = default_threads(psutil.cpu_count(logical=False) or 1)
+JOB = {"prompt": "a lighthouse", "width": 256, "height": 256, "steps": 16, "seed": 1}
+TINY = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 4, "seed": 1}
+
+
+def bare_job(job: dict[str, object]) -> dict[str, object]:
+    """The same job in the words of the library."""
+    renamed = {**job, "sample_steps": job["steps"], "cfg_scale": 7.5}
+    del renamed["steps"]
+    return renamed
+
+
+@contextlib.contextmanager
+def bare_engine(model: Path) -> Iterator[Callable[[], float]]:
+    """A process that holds the model; the function draws JOB once and gives the seconds."""
+    argv = [sys.executable, "-m", "bench.bare", str(model), str(THREADS)]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdout.readline()
+
+        def draw() -> float:
+            assert process.stdin
+            assert process.stdout
+            process.stdin.write(json.dumps(bare_job(JOB)) + "\n")
+            process.stdin.flush()
+            return float(process.stdout.readline())
+
+        yield draw
+        process.stdin.close()
+
+
+def fresh_process(model: Path) -> float:
+    """Seconds to load the model and draw TINY in a new process."""
+    began = time.perf_counter()
+    argv = [sys.executable, "-m", "bench.bare", str(model), str(THREADS), "--once", json.dumps(bare_job(TINY))]
+    subprocess.run(argv, check=True, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def serving_model(model: Path) -> Iterator[Serving]:
+    """`genaid up` with the model imported."""
+    with serving() as server:
+        argv = [*GENAID, "models", "import", str(model), "--data-dir", str(server.data_dir)]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        yield server
+
+
+def rows(folder: Path) -> Iterator[Row]:
+    """The table's rows about images."""
+    model = write_diffusion(folder / "diffusion.gguf")
+    with serving_model(model) as server:
+        server.draw(**TINY)
+        with bare_engine(model) as bare:
+            bare()
+            server.draw(**JOB)
+            value = ratio(lambda: server.draw(**JOB), bare, 7)
+        yield Row("image over REST / bare SDContext.generate, same job", value, "ratio", 1.03)
+        value = ratio(lambda: server.draw(**TINY), lambda: fresh_process(model), 7)
+        yield Row("second image, model resident / a fresh process each time", value, "ratio", 0.5)

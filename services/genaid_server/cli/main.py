@@ -1,0 +1,82 @@
+"""The `genaid` command: what there is, and where it lives.
+
+Only the module of the command that is called is imported: `genaid up` has no use for progress bars and tables.
+"""
+
+import importlib
+from importlib.metadata import version
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from genaid_server.cli.output import flush_stdout, prepare_streams
+
+COMMANDS: Final = {
+    "up": ("up", "Run everything in one process."),
+    "generate": ("generate", "Make images from a prompt."),
+    "models": ("models", "Import, list and remove models."),
+    "engine": ("engine", "Control the image engine."),
+    "status": ("engine", "Show what runs."),
+    "demo-models": ("demo_models", "Write small models with random weights."),
+    "resource-manager": ("up", "Run only the resource manager."),
+    "image-worker": ("up", "Run only the image worker."),
+    "gateway": ("up", "Run only the REST gateway."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists every command and imports one only to run it.
+
+    Each module has an `app` with the commands that COMMANDS says it has.
+    """
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, (_, summary) in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=summary))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the arguments name (called by typer)."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_command(str(name)), rest
+
+
+def load_command(name: str) -> Any:
+    """Import the module of a command and return the command."""
+    module = importlib.import_module(f"genaid_server.cli.{COMMANDS[name][0]}")
+    return typer.main.get_group(module.app).commands[name]
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"genaid {version('genaid')}")
+        raise typer.Exit
+
+
+@app.callback()
+def genaid(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Generative AI on this machine, for other programs."""
+
+
+def run() -> None:
+    """Run the command line of this process, and leave with its exit status."""
+    prepare_streams()
+    try:
+        # Typer would expand * and ~ in a prompt on Windows, as a shell does with file names.
+        app(prog_name="genaid", windows_expand_args=False)
+    finally:
+        flush_stdout()

@@ -1,0 +1,93 @@
+"""Progress bars on stderr; where that is no terminal, they show nothing."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+
+from genaid_client import Generation, GenerationState, Stage
+
+STAGE_NAMES: Final = {Stage.LOADING: "loading the model", Stage.DIFFUSION: "drawing", Stage.DECODING: "decoding"}
+
+type ShowWork = Callable[[str, float, str], None]
+
+
+@contextmanager
+def work_bar() -> Iterator[ShowWork]:
+    """Show work with a known share; yields what to call with a description, a percentage and a detail."""
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _plain("detail"), TimeElapsedColumn())
+    with _progress(_plain("name"), *columns) as progress:
+        task = progress.add_task("", total=100, name="waiting", detail="")
+
+        def show(name: str, percentage: float, detail: str) -> None:
+            progress.update(task, completed=percentage, name=name, detail=detail)
+
+        yield show
+
+
+@contextmanager
+def copy_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a copy of `total` bytes; yields what to call with the number of bytes that were copied since."""
+    with _progress(_plain("name"), BarColumn(), DownloadColumn(), TransferSpeedColumn()) as progress:
+        task = progress.add_task("", total=total, name=f"copying {name}")
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+
+        yield advance
+
+
+@contextmanager
+def waiting_bar(name: str) -> Iterator[None]:
+    """Show work that does not say how far it is."""
+    with _progress(_plain("name"), BarColumn(), TimeElapsedColumn()) as progress:
+        progress.add_task("", total=None, name=name)
+        yield
+
+
+def describe(generation: Generation) -> str:
+    """Say in a few words where a generation is."""
+    if generation.state is GenerationState.PENDING:
+        before = generation.queue_position
+        return f"waiting, {before} before it" if before else "waiting"
+    stage = generation.progress.stage if generation.progress else None
+    return STAGE_NAMES[stage] if stage else "working"
+
+
+def percentage(generation: Generation) -> float:
+    """The share that is done, 0 to 100."""
+    if generation.state is GenerationState.COMPLETE:
+        return 100.0
+    return generation.progress.percentage if generation.progress else 0.0
+
+
+def detail(generation: Generation) -> str:
+    """Say which step of which image is worked on."""
+    progress = generation.progress
+    if progress is None:
+        return ""
+    parts = []
+    if progress.stage is Stage.DIFFUSION and progress.total_steps:
+        parts.append(f"step {progress.current_step}/{progress.total_steps}")
+    if progress.total_images > 1 and progress.current_image:
+        parts.append(f"image {progress.current_image}/{progress.total_images}")
+    return ", ".join(parts)
+
+
+def _plain(field: str) -> TextColumn:
+    return TextColumn(f"{{task.fields[{field}]}}", markup=False)
+
+
+def _progress(*columns: ProgressColumn) -> Progress:
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

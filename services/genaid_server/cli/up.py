@@ -1,0 +1,158 @@
+"""`genaid up`, and each service in a process of its own."""
+
+from contextlib import AsyncExitStack
+
+import typer
+
+from genaid_server.cli import options
+from genaid_server.cli.command import Command
+from genaid_server.cli.connect import settings
+from genaid_server.cli.host import Hosting, host
+from genaid_server.cli.runfile import Endpoints
+from genaid_server.gateway import main as gateway_service
+from genaid_server.image import main as image_service
+from genaid_server.kit.config import load
+from genaid_server.resource import main as resource_service
+
+app = typer.Typer(rich_markup_mode=None)
+
+RESOURCE_LOCK = "resource-manager.lock"
+IMAGE_LOCK = "image-worker.lock"
+
+
+@app.command("up", cls=Command)
+def up(
+    data_dir: options.DataDir = None,
+    http: options.HttpListen = None,
+    resource: options.ResourceListen = None,
+    image: options.ImageListen = None,
+    image_model: options.ImageModel = None,
+    config_file: options.ConfigFile = None,
+    ready_file: options.ReadyFile = None,
+    exit_with_parent: options.ExitWithParent = False,
+    log_level: options.LogLevelOption = options.LogLevel.INFO,
+) -> None:
+    """Run everything in one process.
+
+    That is the REST gateway, the image worker and the resource manager; the image engine is a child. Ctrl-C or
+    SIGTERM stops all of it.
+    """
+    flags = settings(data_dir=data_dir, http=http, resource=resource, image=image, image_model=image_model)
+    config = load(config_file, flags)
+
+    async def start(services: AsyncExitStack) -> Endpoints:
+        manager = await services.enter_async_context(resource_service.serve(config))
+        worker = await services.enter_async_context(image_service.serve(config, str(manager)))
+        gateway = await services.enter_async_context(gateway_service.serve(config, str(worker)))
+        return Endpoints(http=f"http://{gateway}", resource=str(manager), image=str(worker))
+
+    host(
+        Hosting(
+            start=start,
+            listens=(config.gateway.listen, config.resource.listen, config.image.listen),
+            data_dir=config.data_dir,
+            locks=(RESOURCE_LOCK, IMAGE_LOCK),
+            findable=True,
+            ready_file=ready_file,
+            exit_with_parent=exit_with_parent,
+            log_level=log_level,
+        )
+    )
+
+
+@app.command("resource-manager", cls=Command)
+def resource_manager(
+    data_dir: options.DataDir = None,
+    resource: options.ResourceListen = None,
+    config_file: options.ConfigFile = None,
+    ready_file: options.ReadyFile = None,
+    exit_with_parent: options.ExitWithParent = False,
+    log_level: options.LogLevelOption = options.LogLevel.INFO,
+) -> None:
+    """Run only the resource manager."""
+    config = load(config_file, settings(data_dir=data_dir, resource=resource))
+
+    async def start(services: AsyncExitStack) -> Endpoints:
+        return Endpoints(resource=str(await services.enter_async_context(resource_service.serve(config))))
+
+    host(
+        Hosting(
+            start=start,
+            listens=(config.resource.listen,),
+            data_dir=config.data_dir,
+            locks=(RESOURCE_LOCK,),
+            findable=False,
+            ready_file=ready_file,
+            exit_with_parent=exit_with_parent,
+            log_level=log_level,
+        )
+    )
+
+
+@app.command("image-worker", cls=Command)
+def image_worker(
+    data_dir: options.DataDir = None,
+    image: options.ImageListen = None,
+    resource: options.ResourcePeer = None,
+    image_model: options.ImageModel = None,
+    config_file: options.ConfigFile = None,
+    ready_file: options.ReadyFile = None,
+    exit_with_parent: options.ExitWithParent = False,
+    log_level: options.LogLevelOption = options.LogLevel.INFO,
+) -> None:
+    """Run only the image worker.
+
+    It asks the resource manager at --resource for models.
+    """
+    flags = settings(data_dir=data_dir, image=image, resource=resource, image_model=image_model)
+    config = load(config_file, flags)
+
+    async def start(services: AsyncExitStack) -> Endpoints:
+        worker = await services.enter_async_context(image_service.serve(config, str(config.resource.listen)))
+        return Endpoints(image=str(worker))
+
+    host(
+        Hosting(
+            start=start,
+            listens=(config.image.listen,),
+            data_dir=config.data_dir,
+            locks=(IMAGE_LOCK,),
+            findable=False,
+            ready_file=ready_file,
+            exit_with_parent=exit_with_parent,
+            log_level=log_level,
+        )
+    )
+
+
+@app.command("gateway", cls=Command)
+def gateway(
+    http: options.HttpListen = None,
+    image: options.ImagePeer = None,
+    config_file: options.ConfigFile = None,
+    ready_file: options.ReadyFile = None,
+    exit_with_parent: options.ExitWithParent = False,
+    log_level: options.LogLevelOption = options.LogLevel.INFO,
+) -> None:
+    """Run only the REST gateway.
+
+    It passes requests to the image worker at --image.
+    """
+    config = load(config_file, settings(http=http, image=image))
+
+    async def start(services: AsyncExitStack) -> Endpoints:
+        address = await services.enter_async_context(gateway_service.serve(config, str(config.image.listen)))
+        return Endpoints(http=f"http://{address}")
+
+    host(
+        Hosting(
+            start=start,
+            listens=(config.gateway.listen,),
+            data_dir=config.data_dir,
+            locks=(),
+            findable=False,
+            ready_file=ready_file,
+            exit_with_parent=exit_with_parent,
+            log_level=log_level,
+        )
+    )

@@ -1,0 +1,106 @@
+"""Answers that are errors: `{"error": {"message", "code"}}`, and the one table from reasons to statuses."""
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from genaid_client import GenaidError
+
+INVALID_REQUEST: Final = "INVALID_REQUEST"
+NOT_FOUND: Final = "NOT_FOUND"
+SERVER_BUSY: Final = "SERVER_BUSY"
+SERVER_ERROR: Final = "SERVER_ERROR"
+INTERNAL_ERROR: Final = "INTERNAL_ERROR"
+
+RETRY_AFTER: Final = {"Retry-After": "1"}  # the documented polling interval, in seconds
+
+# What a request asked wrongly is the caller's to change (4xx); what it may get later is unavailable (503).
+STATUS_BY_REASON: Final = {
+    INVALID_REQUEST: 400,
+    NOT_FOUND: 404,
+    "ALREADY_TERMINAL": 409,
+    "BACKEND_ERROR": 500,
+    "IO_ERROR": 500,
+    "MODEL_NOT_FOUND": 503,
+    "INSUFFICIENT_RESOURCES": 503,
+    "BINARY_ERROR": 503,
+    SERVER_BUSY: 503,
+    SERVER_ERROR: 503,
+}
+CODES: Final = (*STATUS_BY_REASON, INTERNAL_ERROR)
+
+_UNANSWERED: Final = {
+    "UNREACHABLE": "The image worker can't be reached; it may be starting, or was stopped. Try again shortly.",
+    "DEADLINE_EXCEEDED": "The image worker did not answer in time. Try again shortly.",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    `suggestion` says what the caller may do; `close` ends the connection, for where the rest of the request is not
+    worth reading.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        suggestion: str = "",
+        headers: Mapping[str, str] | None = None,
+        close: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.suggestion = suggestion
+        self.headers = dict(headers or {})
+        self.close = close
+
+    def body(self) -> bytes:
+        """The JSON document that callers get."""
+        error = {"message": self.message, "code": self.code}
+        if self.suggestion:
+            error["suggestion"] = self.suggestion
+        return json.dumps({"error": error}, separators=(",", ":")).encode()
+
+
+def invalid(message: str, status: int = 400, *, close: bool = False) -> ApiError:
+    """The caller's request is wrong."""
+    return ApiError(status, INVALID_REQUEST, message, close=close)
+
+
+def generation_not_found() -> ApiError:
+    """No such generation, or no longer; the same answer for both."""
+    return ApiError(404, NOT_FOUND, "Generation not found")
+
+
+def image_not_found() -> ApiError:
+    """The generation has no such image."""
+    return ApiError(404, NOT_FOUND, "Image not found")
+
+
+def internal() -> ApiError:
+    """Something unexpected; the log has it, the caller doesn't."""
+    return ApiError(500, INTERNAL_ERROR, "Internal error; the log of the gateway has the details.")
+
+
+def from_client(error: GenaidError) -> ApiError:
+    """The answer for what a call to the image worker failed with."""
+    if error.reason in _UNANSWERED:
+        return ApiError(503, SERVER_ERROR, _UNANSWERED[error.reason], headers=RETRY_AFTER)
+    if error.reason == NOT_FOUND:
+        return generation_not_found()
+    status = STATUS_BY_REASON.get(error.reason)
+    if status is None:
+        return internal()
+    return ApiError(
+        status,
+        error.reason,
+        error.message,
+        suggestion=error.metadata.get("suggestion", ""),
+        headers=RETRY_AFTER if error.reason == SERVER_BUSY else None,
+    )

@@ -1,0 +1,257 @@
+"""What the image worker knows, near at hand: a poll costs no call to it, and nothing here matters if it is lost.
+
+A running generation is followed with a watch. A finished one is kept as the bytes of its answer and asked for again at
+most once a second, so that an expired one is gone within that time. An id that is not here is asked from the worker,
+and a generation whose watch breaks is forgotten: the next poll asks again, and finds out what is true.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Final, cast
+
+from genaid_client import (
+    AsyncImageClient,
+    ConnectionFailedError,
+    Engine,
+    GenaidError,
+    Generation,
+    GenerationSpec,
+    GenerationState,
+    NotFoundError,
+)
+from genaid_server.gateway import rest
+from genaid_server.gateway.flights import Flights
+from genaid_server.kit.watchable import Watchable
+
+log = logging.getLogger(__name__)
+
+REVALIDATE_AFTER: Final = 1.0  # seconds
+IDLE_AFTER: Final = 60.0  # seconds without a poll after which a finished generation is let go
+CACHE_BYTES: Final = 64 * 1024 * 1024
+OFF_LOOP_BYTES: Final = 1024 * 1024  # images that encode for longer than about a millisecond
+FIRST_RETRY: Final = 0.1  # seconds, doubled up to LAST_RETRY
+LAST_RETRY: Final = 2.0
+
+
+class _Entry:
+    """One generation; `failure` says why following it ended early."""
+
+    __slots__ = ("body", "checked", "failure", "followed", "states")
+
+    def __init__(self, generation: Generation, checked: float) -> None:
+        self.states = Watchable(generation)
+        self.checked = checked
+        self.followed = False
+        self.body: bytes | None = None
+        self.failure: GenaidError | None = None
+
+    @property
+    def generation(self) -> Generation:
+        return self.states.value
+
+    def cost(self) -> int:
+        """Bytes that it occupies, about."""
+        spec = self.generation.spec
+        return 1024 + 4 * (len(spec.prompt) + len(spec.negative_prompt)) + len(self.body or b"")
+
+
+class Mirror:
+    """Answers for the image worker; use it in an `async with`.
+
+    Methods that take a generation's id raise NotFoundError, and all of them what the client raises.
+    """
+
+    def __init__(
+        self,
+        client: AsyncImageClient,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._cache_bytes = cache_bytes
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._following: set[str] = set()
+        self._engine: Engine | None = None
+        self._flights = Flights()
+
+    async def __aenter__(self) -> "Mirror":
+        self._flights.start("engine", self._follow_engine)
+        self._flights.start("idle", self._let_idle_go)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._flights.close()
+
+    def end_watches(self) -> None:
+        """End every `watch`, after its watcher has seen the last state."""
+        for entry in self._entries.values():
+            entry.states.close()
+
+    async def busy(self) -> bool:
+        """Whether an image is being made or a generation waits."""
+        engine = self._engine
+        if engine is None:
+            engine = await self._flights.share("engine now", self._client.get_engine)
+        return engine.busy or bool(self._following)
+
+    async def create(self, spec: GenerationSpec) -> Generation:
+        """Ask for images; done to the end even if the caller leaves."""
+        return await self._flights.share(object(), lambda: self._create(spec))
+
+    async def cancel(self, generation_id: str) -> Generation:
+        """Cancel a generation; done to the end even if the caller leaves."""
+        return await self._flights.share(("cancel", generation_id), lambda: self._cancel(generation_id))
+
+    async def get(self, generation_id: str) -> Generation:
+        """The generation, at most a second old."""
+        return (await self._fresh(generation_id)).generation
+
+    async def answer(self, generation_id: str) -> bytes:
+        """The JSON document of the generation, images included, at most a second old."""
+        entry = await self._fresh(generation_id)
+        if entry.body is not None:
+            return entry.body
+        if entry.generation.state is GenerationState.COMPLETE:
+            return await self._flights.share(("answer", generation_id), lambda: self._build(entry))
+        entry.body = rest.state(entry.generation)
+        return entry.body
+
+    async def image(self, generation_id: str, index: int) -> bytes:
+        """The PNG of one image of a complete generation."""
+        return await self._flights.share(
+            ("image", generation_id, index), lambda: self._client.get_image(generation_id, index)
+        )
+
+    async def watch(self, generation_id: str) -> AsyncGenerator[Generation, None]:
+        """The generation as it is now, then each newer state, until a terminal one.
+
+        Raises ConnectionFailedError where the worker goes away meanwhile.
+        """
+        entry = await self._fresh(generation_id)
+        async with aclosing(cast("AsyncGenerator[Generation, None]", entry.states.watch())) as states:
+            async for generation in states:
+                yield generation
+        if entry.failure is not None:
+            raise entry.failure
+
+    def let_idle_go(self) -> None:
+        """Forget finished generations that nobody has asked for in a while."""
+        now = self._clock()
+        for generation_id, entry in list(self._entries.items()):
+            if not entry.followed and now - entry.checked >= IDLE_AFTER:
+                del self._entries[generation_id]
+
+    async def _fresh(self, generation_id: str) -> _Entry:
+        entry = self._entries.get(generation_id)
+        if entry is not None and (entry.followed or self._clock() - entry.checked < REVALIDATE_AFTER):
+            self._entries.move_to_end(generation_id)
+            return entry
+        return await self._flights.share(("ask", generation_id), lambda: self._ask(generation_id))
+
+    async def _ask(self, generation_id: str) -> _Entry:
+        try:
+            return self._learn(await self._client.get_generation(generation_id))
+        except NotFoundError:
+            self._entries.pop(generation_id, None)
+            raise
+
+    async def _create(self, spec: GenerationSpec) -> Generation:
+        return self._learn(await self._client.create_generation(spec)).generation
+
+    async def _cancel(self, generation_id: str) -> Generation:
+        return self._learn(await self._client.cancel_generation(generation_id)).generation
+
+    def _learn(self, generation: Generation) -> _Entry:
+        entry = self._entries.get(generation.id)
+        if entry is None:
+            entry = self._entries[generation.id] = _Entry(generation, self._clock())
+            if generation.state.terminal:
+                self._settle(entry)
+            else:
+                self._start_following(entry)
+            return entry
+        entry.checked = self._clock()
+        self._entries.move_to_end(generation.id)
+        # A terminal state is the last one: whatever comes after it was on its way before.
+        if not entry.generation.state.terminal:
+            entry.body = None
+            entry.states.set(generation)
+            if generation.state.terminal:
+                self._settle(entry)
+        return entry
+
+    def _settle(self, entry: _Entry) -> None:
+        entry.followed = False
+        self._following.discard(entry.generation.id)
+        entry.states.close()
+        self._make_room()
+
+    def _start_following(self, entry: _Entry) -> None:
+        entry.followed = True
+        self._following.add(entry.generation.id)
+        self._flights.start(object(), lambda: self._follow(entry))
+
+    async def _follow(self, entry: _Entry) -> None:
+        generation_id = entry.generation.id
+        lost: GenaidError = ConnectionFailedError("The image worker ended the watch.")
+        try:
+            async with aclosing(self._client.watch_generation(generation_id)) as generations:
+                async for generation in generations:
+                    self._learn(generation)
+        except GenaidError as error:
+            lost = error
+        finally:
+            if not entry.generation.state.terminal:
+                del self._entries[generation_id]
+                entry.failure = lost
+                self._settle(entry)
+
+    async def _build(self, entry: _Entry) -> bytes:
+        generation = entry.generation
+        try:
+            images = [await self._client.get_image(generation.id, info.index) for info in generation.images]
+        except NotFoundError:
+            self._entries.pop(generation.id, None)
+            raise
+        if sum(map(len, images)) > OFF_LOOP_BYTES:
+            body = await asyncio.to_thread(rest.complete, generation, images)
+        else:
+            body = rest.complete(generation, images)
+        if len(body) <= self._cache_bytes:
+            entry.body = body
+            self._make_room()
+        return body
+
+    def _make_room(self) -> None:
+        finished = [(key, entry.cost()) for key, entry in self._entries.items() if not entry.followed]
+        excess = sum(cost for _, cost in finished) - self._cache_bytes
+        for key, cost in finished:
+            if excess <= 0:
+                return
+            del self._entries[key]
+            excess -= cost
+
+    async def _follow_engine(self) -> None:
+        delay = FIRST_RETRY
+        while True:
+            try:
+                async with aclosing(self._client.watch_engine()) as engines:
+                    async for engine in engines:
+                        self._engine = engine
+                        delay = FIRST_RETRY
+            except GenaidError as error:
+                log.debug("the image worker's engine can't be watched: %s", error.message)
+            self._engine = None
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LAST_RETRY)
+
+    async def _let_idle_go(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_AFTER)
+            self.let_idle_go()

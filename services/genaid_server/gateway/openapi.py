@@ -1,0 +1,286 @@
+"""The OpenAPI 3.1 document of the gateway: the request from its model, everything else written here."""
+
+import json
+from importlib.metadata import version
+from typing import Any, Final
+
+from genaid_client import Stage
+from genaid_server.gateway.errors import CODES
+from genaid_server.gateway.rest import MAX_COUNT, GenerationRequest
+
+type Schema = dict[str, Any]
+
+_SCHEMAS: Final = "#/components/schemas/"
+_DESCRIPTION: Final = (
+    "Images made on this machine. POST asks for a generation and returns its id at once; GET polls it, or `/events` "
+    "streams it. Finished generations are kept for a few minutes.\n\n"
+    "Only this machine is answered: the Host header must be a loopback name, and pages need an Origin of this machine, "
+    "of an application (`app://`, `file://`, `tauri://`, ...) or one that the configuration allows. A page that shows "
+    'an image by its URL from another origin needs `crossorigin="anonymous"` on its `<img>`.'
+)
+
+
+def document() -> bytes:
+    """The document, as JSON."""
+    return json.dumps(_document(), separators=(",", ":")).encode()
+
+
+def _document() -> Schema:
+    generation = "/v1/images/generations/{id}"
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "genaid",
+            "version": version("genaid"),
+            "description": _DESCRIPTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": {
+            "/v1/images/generations": {"post": _create()},
+            generation: {"parameters": [_id()], "get": _poll(), "delete": _cancel()},
+            generation + "/images/{n}": {"parameters": [_id(), _index()], "get": _image()},
+            generation + "/events": {"parameters": [_id()], "get": _events()},
+            "/health": {"get": _health()},
+            "/openapi.json": {"get": _describe()},
+        },
+        "components": {"schemas": _schemas(), "responses": _responses(), "headers": _headers()},
+    }
+
+
+def _create() -> Schema:
+    return {
+        "operationId": "createGeneration",
+        "summary": "Ask for images.",
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _ref("GenerationRequest")}},
+        },
+        "responses": {
+            "201": _json("Accepted.", "Created")
+            | {"headers": {"Location": {"description": "Where to poll.", "schema": {"type": "string"}}}},
+            **_errors(400, 403, 408, 413, 415, 500, 503),
+        },
+    }
+
+
+def _poll() -> Schema:
+    return {
+        "operationId": "getGeneration",
+        "summary": "The state of a generation, with its images once it is complete.",
+        "responses": {"200": _json("The state.", "Generation"), **_errors(403, 404, 500, 503)},
+    }
+
+
+def _cancel() -> Schema:
+    return {
+        "operationId": "cancelGeneration",
+        "summary": "Cancel a generation. Repeating it is no error.",
+        "responses": {
+            "200": _json("Nothing computes for it any more.", "Cancelled"),
+            **_errors(403, 404, 409, 500, 503),
+        },
+    }
+
+
+def _image() -> Schema:
+    etag = {"description": "The SHA-256 of the PNG.", "schema": {"type": "string"}}
+    return {
+        "operationId": "getImage",
+        "summary": "One image of a complete generation.",
+        "parameters": [
+            {
+                "name": "If-None-Match",
+                "in": "header",
+                "description": "The ETag of the copy at hand.",
+                "schema": {"type": "string"},
+            }
+        ],
+        "responses": {
+            "200": {
+                "description": "The PNG.",
+                "headers": {"ETag": etag},
+                "content": {"image/png": {"schema": {"type": "string", "contentMediaType": "image/png"}}},
+            },
+            "304": {"description": "The copy at hand is the image.", "headers": {"ETag": etag}},
+            **_errors(403, 404, 500, 503),
+        },
+    }
+
+
+def _events() -> Schema:
+    return {
+        "operationId": "watchGeneration",
+        "summary": "The state of a generation as it changes, as server-sent events.",
+        "description": (
+            "`state` events carry a GenerationEvent: the present state first, then each newer one. The stream ends "
+            "after a terminal one. An `error` event carries an Error and ends the stream; connect again to go on. "
+            "A comment line every 15 seconds shows that the connection is alive."
+        ),
+        "parameters": [
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "Sent by an EventSource that reconnects; after a terminal event there is no more.",
+                "schema": {"type": "string"},
+            }
+        ],
+        "responses": {
+            "200": {
+                "description": "The stream.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            "204": {"description": "The terminal state has been seen; an EventSource stops."},
+            **_errors(403, 404, 500, 503),
+        },
+    }
+
+
+def _health() -> Schema:
+    return {
+        "operationId": "getHealth",
+        "summary": "Whether images can be asked for.",
+        "responses": {"200": _json("The image worker is there.", "Health"), **_errors(403, 500, 503)},
+    }
+
+
+def _describe() -> Schema:
+    return {
+        "operationId": "getOpenApi",
+        "summary": "This document.",
+        "responses": {
+            "200": {
+                "description": "The OpenAPI document.",
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            },
+            **_errors(403),
+        },
+    }
+
+
+_ERRORS: Final = {
+    400: "INVALID_REQUEST: a field or the body is wrong; the message names it.",
+    403: "INVALID_REQUEST: the Host or Origin may not call.",
+    404: "NOT_FOUND: never given out, or expired.",
+    408: "INVALID_REQUEST: the body did not arrive in time.",
+    409: "ALREADY_TERMINAL: the generation is complete or has failed.",
+    413: "INVALID_REQUEST: the body is too large.",
+    415: "INVALID_REQUEST: the body is not declared as application/json, or is compressed.",
+    500: "Something failed on this side: BACKEND_ERROR, IO_ERROR or INTERNAL_ERROR.",
+    503: "SERVER_BUSY: try again after Retry-After. SERVER_ERROR, MODEL_NOT_FOUND, INSUFFICIENT_RESOURCES or "
+    "BINARY_ERROR: it can't be done as things are; the message says why.",
+}
+
+
+def _errors(*statuses: int) -> Schema:
+    return {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
+
+
+def _responses() -> Schema:
+    responses = {str(status): _json(description, "Error") for status, description in _ERRORS.items()}
+    responses["503"]["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+    return responses
+
+
+def _headers() -> Schema:
+    return {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
+
+
+def _json(description: str, schema: str) -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": _ref(schema)}}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": _SCHEMAS + name}
+
+
+def _id() -> Schema:
+    return {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _index() -> Schema:
+    return {
+        "name": "n",
+        "in": "path",
+        "required": True,
+        "description": "The image's place in the batch, from 0.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT - 1},
+    }
+
+
+def _schemas() -> Schema:
+    request = GenerationRequest.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    return {
+        **request.pop("$defs"),
+        "GenerationRequest": request,
+        "Created": _object(id=_TEXT, status={"const": "pending"}, createdAt=_TIME),
+        "Cancelled": _object(id=_TEXT, status={"const": "cancelled"}),
+        "Generation": _generation(_ref("Result")),
+        "GenerationEvent": _generation(_ref("EventResult")),
+        "Progress": _progress(),
+        "Result": _result(_object(image=_BASE64, seed=_INTEGER, width=_INTEGER, height=_INTEGER)),
+        "EventResult": _result(_object(url=_URL, seed=_INTEGER, width=_INTEGER, height=_INTEGER)),
+        "Failure": _object(message=_TEXT, code=_TEXT),
+        "Health": _object(status={"const": "ok"}, busy={"type": "boolean"}),
+        "Error": _object(error=_error()),
+    }
+
+
+_TEXT: Final[Schema] = {"type": "string"}
+_INTEGER: Final[Schema] = {"type": "integer"}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_TIME: Final[Schema] = {"type": "integer", "description": "Milliseconds since the epoch."}
+_BASE64: Final[Schema] = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
+_URL: Final[Schema] = {"type": "string", "format": "uri-reference", "description": "Where the PNG is."}
+
+
+def _object(**properties: Schema) -> Schema:
+    # Open to further properties: a client that was generated today must understand the gateway of tomorrow.
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _generation(result: Schema) -> Schema:
+    def state(status: str, **more: Schema) -> Schema:
+        return _object(id=_TEXT, status={"const": status}, createdAt=_TIME, updatedAt=_TIME, **more)
+
+    return {
+        "oneOf": [
+            state("pending"),
+            state("in_progress", progress=_ref("Progress")),
+            state("complete", result=result),
+            state("error", error=_ref("Failure")),
+            state("cancelled"),
+        ]
+    }
+
+
+def _progress() -> Schema:
+    schema = _object(
+        currentStep=_COUNT,
+        totalSteps=_COUNT | {"description": "0 where the number is not known."},
+        stage={"enum": [stage.value for stage in Stage]},
+        percentage={
+            "type": "number",
+            "minimum": 0,
+            "maximum": 100,
+            "description": "Of the whole generation; never falls.",
+        },
+    )
+    batch = {"type": "integer", "minimum": 1, "maximum": MAX_COUNT}
+    schema["properties"]["currentImage"] = batch | {"description": "From 1; only where there are several."}
+    schema["properties"]["totalImages"] = batch | {"description": "Only where there are several."}
+    return schema
+
+
+def _result(image: Schema) -> Schema:
+    return _object(
+        images={"type": "array", "items": image},
+        format={"const": "png"},
+        timeTaken=_COUNT | {"description": "Milliseconds."},
+    )
+
+
+def _error() -> Schema:
+    schema = _object(message=_TEXT | {"description": "For people."}, code={"enum": list(CODES)})
+    schema["properties"]["suggestion"] = _TEXT | {"description": "What to do; only where there is something."}
+    return schema

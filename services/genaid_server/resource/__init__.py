@@ -1,0 +1,1 @@
+"""The resource manager: models on disk, and what of the machine they may use."""
