@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Final
 
 from aiohttp import hdrs, web
+from aiohttp.http import HttpProcessingError
 
 from genaid_client import GenaidError, Generation, GenerationState, ImageInfo
 from genaid_server.gateway import openapi, rest
@@ -207,6 +208,8 @@ class _Api:
             raise
         except Exception:  # the outermost frame of a request: logged, and told without internals
             log.exception("%s %s failed unexpectedly", request.method, request.path)
+            if request.writer.output_size > 0:
+                raise
             return error_response(internal())
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -255,7 +258,7 @@ class _Api:
             raise too_large from None
         except TimeoutError:
             raise invalid(f"The body did not arrive within {BODY_SECONDS:.0f} s", 408, close=True) from None
-        except web.RequestPayloadError:
+        except (web.RequestPayloadError, HttpProcessingError):
             raise invalid("The body is malformed HTTP", close=True) from None
 
 

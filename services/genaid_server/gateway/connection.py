@@ -62,11 +62,11 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to what never reached a handler: malformed HTTP (called by aiohttp)."""
+        """The answer to what no handler answered: mostly malformed HTTP (called by aiohttp)."""
+        if request.writer.output_size > 0 or isinstance(exc, ConnectionError):
+            raise ConnectionError("The answer is under way; only the end of the connection can tell its reader.")
         if status >= 500:
             self.logger.error("a request failed unexpectedly", exc_info=exc)
-        if request.writer.output_size > 0:
-            raise ConnectionError("The answer is under way; only the end of the connection can tell its reader.")
         error = internal() if status >= 500 else invalid("Malformed HTTP request")
         response = error_response(error)
         response.headers.update(HEADERS)

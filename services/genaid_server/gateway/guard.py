@@ -12,18 +12,22 @@ from functools import lru_cache
 from typing import Final
 
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-f:]+\]|[a-z0-9.-]+)(?::[0-9]{1,5})?", re.ASCII)
+_LOCAL_NAME: Final = re.compile(r"(?:[a-z0-9-]+\.)+localhost", re.ASCII)
 _ORIGIN: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^/?#@\s]*)", re.ASCII)
 _WEB_SCHEMES: Final = frozenset({"http", "https", "ws", "wss", "ftp"})
 
 
 @lru_cache(maxsize=256)
 def is_loopback_host(host: str) -> bool:
-    """Whether a Host header names this machine: localhost, 127.0.0.0/8 or [::1], with any port."""
+    """Whether a Host header names this machine: localhost, 127.0.0.0/8 or [::1], with any port.
+
+    Names below localhost never leave the machine either (RFC 6761); Tauri on Windows serves pages from one.
+    """
     match = _HOST.fullmatch(host.lower())
     if match is None:
         return False
     name = match["name"]
-    if name in {"localhost", "[::1]"}:
+    if name in {"localhost", "[::1]"} or _LOCAL_NAME.fullmatch(name):
         return True
     try:
         return ipaddress.IPv4Address(name).is_loopback

@@ -158,7 +158,7 @@ class Mirror:
         try:
             return self._learn(await self._client.get_generation(generation_id))
         except NotFoundError:
-            self._entries.pop(generation_id, None)
+            self._forget(generation_id)
             raise
 
     async def _create(self, spec: GenerationSpec) -> Generation:
@@ -169,22 +169,27 @@ class Mirror:
 
     def _learn(self, generation: Generation) -> _Entry:
         entry = self._entries.get(generation.id)
-        if entry is None:
-            entry = self._entries[generation.id] = _Entry(generation, self._clock())
-            if generation.state.terminal:
-                self._settle(entry)
-            else:
-                self._start_following(entry)
+        if entry is not None:
+            self._update(entry, generation)
+            self._entries.move_to_end(generation.id)
             return entry
-        entry.checked = self._clock()
-        self._entries.move_to_end(generation.id)
-        # A terminal state is the last one: whatever comes after it was on its way before.
-        if not entry.generation.state.terminal:
-            entry.body = None
-            entry.states.set(generation)
-            if generation.state.terminal:
-                self._settle(entry)
+        entry = self._entries[generation.id] = _Entry(generation, self._clock())
+        if generation.state.terminal:
+            self._settle(entry)
+        else:
+            entry.followed = True
+            self._following.add(generation.id)
+            self._flights.start(object(), lambda: self._follow(entry))
         return entry
+
+    def _update(self, entry: _Entry, generation: Generation) -> None:
+        entry.checked = self._clock()
+        if entry.generation.state.terminal:
+            return  # it is the last one: whatever comes after it was on its way before
+        entry.body = None
+        entry.states.set(generation)
+        if generation.state.terminal:
+            self._settle(entry)
 
     def _settle(self, entry: _Entry) -> None:
         entry.followed = False
@@ -192,10 +197,10 @@ class Mirror:
         entry.states.close()
         self._make_room()
 
-    def _start_following(self, entry: _Entry) -> None:
-        entry.followed = True
-        self._following.add(entry.generation.id)
-        self._flights.start(object(), lambda: self._follow(entry))
+    def _forget(self, generation_id: str) -> None:
+        entry = self._entries.get(generation_id)
+        if entry is not None and not entry.followed:
+            del self._entries[generation_id]
 
     async def _follow(self, entry: _Entry) -> None:
         generation_id = entry.generation.id
@@ -203,21 +208,21 @@ class Mirror:
         try:
             async with aclosing(self._client.watch_generation(generation_id)) as generations:
                 async for generation in generations:
-                    self._learn(generation)
+                    self._update(entry, generation)
         except GenaidError as error:
             lost = error
         finally:
-            if not entry.generation.state.terminal:
-                del self._entries[generation_id]
+            if entry.followed:
                 entry.failure = lost
                 self._settle(entry)
+                self._forget(generation_id)
 
     async def _build(self, entry: _Entry) -> bytes:
         generation = entry.generation
         try:
             images = [await self._client.get_image(generation.id, info.index) for info in generation.images]
         except NotFoundError:
-            self._entries.pop(generation.id, None)
+            self._forget(generation.id)
             raise
         if sum(map(len, images)) > OFF_LOOP_BYTES:
             body = await asyncio.to_thread(rest.complete, generation, images)
