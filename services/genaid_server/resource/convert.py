@@ -6,8 +6,8 @@ from google.protobuf import timestamp_pb2
 
 from genaid.resource.v1 import models_pb2
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core.gguf import GgufMetadata
-from genaid_server.resource.core.models import Model, ModelFormat, ModelType, SourceType
+from genaid_server.resource.core.metadata import GgufMetadata
+from genaid_server.resource.core.model import Model, ModelFormat, ModelType, SourceType
 
 _TYPES = {kind: models_pb2.ModelType.Value(f"MODEL_TYPE_{kind.name}") for kind in ModelType}
 _TYPES_BACK: dict[int, ModelType] = {number: kind for kind, number in _TYPES.items()}

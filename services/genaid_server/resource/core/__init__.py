@@ -1,0 +1,1 @@
+"""What the resource manager knows and decides; no wire, no sockets."""
