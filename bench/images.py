@@ -62,7 +62,7 @@ def serving_model(model: Path) -> Iterator[Serving]:
     """`genaid up` with the model imported."""
     with serving() as server:
         argv = [*GENAID, "models", "import", str(model), "--data-dir", str(server.data_dir)]
-        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         yield server
 
 

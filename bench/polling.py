@@ -50,10 +50,8 @@ async def poll(server: Serving, identity: str) -> float:
     path = f"/v1/images/generations/{identity}"
     request = f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode()
     loop = asyncio.get_running_loop()
-    pollers = [
-        (await loop.create_connection(lambda: Poller(request), address.hostname, address.port))[1]
-        for _ in range(CONNECTIONS)
-    ]
+    host, port = str(address.hostname), address.port or 80
+    pollers = [(await loop.create_connection(lambda: Poller(request), host, port))[1] for _ in range(CONNECTIONS)]
     before, began = sum(poller.answers for poller in pollers), time.perf_counter()
     await asyncio.sleep(SECONDS)
     return (sum(poller.answers for poller in pollers) - before) / (time.perf_counter() - began)

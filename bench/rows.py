@@ -38,7 +38,8 @@ class Row:
 
 def ratio(ours: Callable[[], float], theirs: Callable[[], float], times: int) -> float:
     """The median of ours divided by the median of theirs, measured in turn so that both see the same machine."""
-    our_times, their_times = [], []
+    our_times: list[float] = []
+    their_times: list[float] = []
     for turn in range(times):
         pair = [(ours, our_times), (theirs, their_times)]
         for measure, results in pair if turn % 2 else reversed(pair):

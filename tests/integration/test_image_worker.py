@@ -237,6 +237,20 @@ async def test_lists_are_paged_and_filtered(worker: Worker) -> None:
     assert rest.next_page_token == ""
 
 
+async def test_a_page_never_outgrows_a_message(tmp_path: Path, demo_models: DemoModels) -> None:
+    async with image_worker(tmp_path, queue_depth=40) as worker:
+        await install(worker, demo_models.diffusion)
+        longest = replace(LONG, prompt="🐈" * 32_768, negative_prompt="🐕" * 32_768)
+        for _ in range(40):
+            await worker.images.create_generation(longest)
+        async with grpc.aio.insecure_channel(worker.image_address) as channel:
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            page = await stub.ListGenerations(generation_pb2.ListGenerationsRequest())
+        assert page.next_page_token
+        assert len(await worker.images.list_generations()) == 40
+        await worker.images.stop_engine()
+
+
 async def test_the_engine_is_started_stopped_and_watched(worker: Worker) -> None:
     assert (await worker.images.get_engine()).state is ServerState.STOPPED
     states: list[ServerState] = []

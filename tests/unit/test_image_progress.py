@@ -137,7 +137,8 @@ class TestCalibration:
         assert calibration.expect("m", "vulkan", SPEC) == guess
 
     @pytest.mark.parametrize(
-        "content", ["", "{", "[]", '{"m|cpu|1x1": 3}', '{"m|cpu|1x1": {"load": -1}}', '{"k": {"nope": 1}}', '{"k": {}}', "null"]
+        "content",
+        ["", "{", "[]", '{"m|cpu|1x1": 3}', '{"m|cpu|1x1": {"load": -1}}', '{"k": {"nope": 1}}', '{"k": {}}', "null"],
     )
     def test_a_damaged_file_is_begun_anew(self, tmp_path: Path, content: str) -> None:
         path = tmp_path / "calibration.json"

@@ -17,6 +17,8 @@ from genaid_server.cli.inbox import placed
 from genaid_server.cli.output import print_json, say
 from genaid_server.cli.progress import copy_bar, waiting_bar
 
+WIDE = 10_000  # columns; ids are there to be copied, so a long row is folded by the terminal, if at all
+
 app = typer.Typer(rich_markup_mode=None)
 models = typer.Typer(no_args_is_help=True, help="Import, list and remove models.")
 app.add_typer(models, name="models")
@@ -79,7 +81,7 @@ def list_models(
     elif not found:
         say("No models yet. Import one with: genaid models import FILE")
     else:
-        Console().print(_table(found))
+        Console(width=WIDE).print(_table(found))
 
 
 @models.command("show", cls=Command)
@@ -95,7 +97,7 @@ def show_model(
     if as_json:
         print_json(model)
     else:
-        Console().print(_details(model))
+        Console(width=WIDE).print(_details(model))
 
 
 @models.command("rm", cls=Command)
@@ -131,7 +133,7 @@ def _table(found: list[Model]) -> Table:
             decimal(model.size_bytes),
             f"{model.create_time.astimezone():%Y-%m-%d}",
         )
-        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+        table.add_row(*map(Text, cells))
     return table
 
 
@@ -156,7 +158,7 @@ def _details(model: Model) -> Table:
         }
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table.add_column()
     for label, value in rows.items():
         if value not in (None, ""):
             table.add_row(label, Text(str(value)))

@@ -19,13 +19,15 @@ from genaid_client import Generation, GenerationState, Stage
 
 STAGE_NAMES: Final = {Stage.LOADING: "loading the model", Stage.DIFFUSION: "drawing", Stage.DECODING: "decoding"}
 
+NAME_WIDTH: Final = max(map(len, STAGE_NAMES.values()))  # so that the bar stays in its place
+
 type ShowWork = Callable[[str, float, str], None]
 
 
 @contextmanager
 def work_bar() -> Iterator[ShowWork]:
     """Show work with a known share; yields what to call with a description, a percentage and a detail."""
-    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _plain("detail"), TimeElapsedColumn())
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), _plain("detail"))
     with _progress(_plain("name"), *columns) as progress:
         task = progress.add_task("", total=100, name="waiting", detail="")
 
@@ -85,7 +87,7 @@ def detail(generation: Generation) -> str:
 
 
 def _plain(field: str) -> TextColumn:
-    return TextColumn(f"{{task.fields[{field}]}}", markup=False)
+    return TextColumn(f"{{task.fields[{field}]:<{NAME_WIDTH}}}", markup=False)
 
 
 def _progress(*columns: ProgressColumn) -> Progress:

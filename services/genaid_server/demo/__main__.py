@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from genaid_client import GenaidError, ResourceClient
 from genaid_server.cli.inbox import placed
-from genaid_server.cli.progress import ShowWork, copy_bar, work_bar
+from genaid_server.cli.progress import STAGE_NAMES, ShowWork, copy_bar, work_bar
 from genaid_server.demo.models import write_diffusion
 
 RESULT: Final = Path("demo.png")
@@ -113,8 +113,9 @@ def _wait(url: str, show: ShowWork) -> None:
         if state["status"] != "in_progress" and state["status"] != "pending":
             raise DemoError(f"the generation ended as {state['status']}: {state.get('error', {}).get('message', '')}")
         progress = state.get("progress", {})
-        step = f"step {progress['currentStep']}/{progress['totalSteps']}" if progress.get("totalSteps") else ""
-        show(progress.get("stage", "waiting"), progress.get("percentage", 0), step)
+        stage = progress.get("stage", "")
+        step = f"step {progress['currentStep']}/{progress['totalSteps']}" if stage == "diffusion" else ""
+        show(STAGE_NAMES.get(stage, "waiting"), progress.get("percentage", 0), step)
         time.sleep(POLL_INTERVAL)
 
 
