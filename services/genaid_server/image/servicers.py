@@ -113,7 +113,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """A page of generations."""
         state = convert.state_from_pb(request.state)
         matching = [found for found in self._generations.newest_first() if state in (None, found.state)]
-        some = page(matching, _order, request.page_size, request.page_token)
+        some = page(matching, _order, request.page_size, request.page_token, _weight)
         return generation_pb2.ListGenerationsResponse(
             generations=[convert.generation_to_pb(generation) for generation in some.items],
             next_page_token=some.next_token,
@@ -176,6 +176,10 @@ def check_request_id(request_id: str) -> None:
 
 def _order(generation: Generation) -> str:
     return f"{generation.created_at:020.6f} {generation.id}"
+
+
+def _weight(generation: Generation) -> int:
+    return 4 * (len(generation.spec.prompt) + len(generation.spec.negative_prompt))
 
 
 def _require_complete(generation: Generation) -> None:

@@ -21,6 +21,7 @@ from genaid_server.kit.supervisor import Report, Snapshot, State, Supervisor
 from genaid_server.kit.watchable import Watchable
 
 MAX_THREADS: Final = 512
+MAX_KEEP_ALIVE: Final = 365 * 24 * 3600.0
 DEFAULT_OPTIONS: Final = EngineOptions()
 
 
@@ -125,6 +126,10 @@ class Engine:
         """
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise InvalidRequestError(f"threads must be between 1 and {MAX_THREADS}, not {threads}", field="threads")
+        if keep_alive is not None and keep_alive > MAX_KEEP_ALIVE:
+            raise InvalidRequestError(
+                "keep_alive must be at most a year; a negative one never unloads the model", field="keep_alive"
+            )
         model = await self._diffusion_model(model_id)
         config = self._config(model, threads or self._threads, options)
         if self._up and config != self._selected:

@@ -289,7 +289,7 @@ class StartEngineRequest(_message.Message):
 
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
-        """How long to stay loaded without work; 0 unloads after each image, negative never unloads.
+        """How long to stay loaded without work, at most a year; 0 unloads after each image, negative never unloads.
         Absent: the configured one (5 minutes).
         """
 

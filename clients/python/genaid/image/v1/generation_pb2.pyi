@@ -566,7 +566,7 @@ class ListGenerationsRequest(_message.Message):
     state: Global___GenerationState.ValueType
     """Only generations in this state; unspecified for all."""
     page_size: _builtins.int
-    """At most so many: 1 to 1000; 0 for the default of 100."""
+    """At most so many: 1 to 1000; 0 for the default of 100. A page may hold fewer, so that it fits into a message."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first page."""
     def __init__(
