@@ -20,6 +20,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ignore-eof", action="store_true", help="go on after the end of stdin, without reading it")
     parser.add_argument("--spawn-grandchild", action="store_true", help="start a process that holds the same pipes")
     parser.add_argument("--detach-grandchild", action="store_true", help="the same, in a session of its own")
+    parser.add_argument("--late", default="", metavar="TEXT", help="have a grandchild print this after one's own end")
     parser.add_argument("--echo-stdin", action="store_true", help="write to stdout what comes on stdin")
     parser.add_argument("--print-env", metavar="NAME", help="print a variable of the environment")
     parser.add_argument("--long-line", type=int, default=0, metavar="N", help="print a line of N characters")
@@ -44,11 +45,19 @@ def spawn(*, detached: bool) -> None:
     say(f"grandchild {grandchild.pid}\n".encode())
 
 
+def spawn_late(text: str) -> None:
+    reading, _ = os.pipe()  # the other end closes when this process has ended
+    code = "import sys; sys.stdin.read(); print(sys.argv[1])"
+    subprocess.Popen([sys.executable, "-c", code, text], stdin=reading, start_new_session=True)
+
+
 def misbehave(options: argparse.Namespace) -> None:
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.spawn_grandchild or options.detach_grandchild:
         spawn(detached=options.detach_grandchild)
+    if options.late:
+        spawn_late(options.late)
     if options.print_env:
         say(f"{os.environ.get(options.print_env)}\n".encode())
     if options.long_line:

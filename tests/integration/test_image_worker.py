@@ -172,13 +172,13 @@ async def test_one_runs_one_waits_and_the_third_is_told(worker: Worker) -> None:
             assert isinstance(outcome, ServerBusyError)
             refused.append(outcome)
     assert (len(accepted), len(refused)) == (2, 3)
-    waiting = await worker.images.get_generation(accepted[1].id)
+    running, waiting = sorted(accepted, key=lambda generation: generation.queue_position)
     assert (waiting.state, waiting.queue_position) == (GenerationState.PENDING, 1)
-    cancelled = await worker.images.cancel_generation(accepted[1].id)
+    cancelled = await worker.images.cancel_generation(waiting.id)
     assert cancelled.state is GenerationState.CANCELLED
-    assert (await worker.images.get_generation(accepted[0].id)).state is not GenerationState.CANCELLED
+    assert (await worker.images.get_generation(running.id)).state is not GenerationState.CANCELLED
     following = await worker.images.create_generation(TINY)
-    await worker.images.cancel_generation(accepted[0].id)
+    await worker.images.cancel_generation(running.id)
     assert (await finish(worker, following.id)).state is GenerationState.COMPLETE
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gguf
 import pytest
+
 from genaid_server.demo import models
 
 # The engines print to stdout as they please, and an abort of theirs would end the tests: so each runs in a

@@ -2,12 +2,17 @@
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from genaid_server.kit.errors import PortInUseError
+
+_FORM: Final = re.compile(r"(?:\[(?P<bracketed>[0-9A-Fa-f:]+)\]|(?P<host>[^\s:\[\]]+)):(?P<port>[0-9]{1,5})")
+_LOOPBACK_6: Final = ipaddress.IPv6Address("::1")
 
 
 @dataclass(frozen=True)
@@ -23,16 +28,16 @@ class Address:
 
         Raises ValueError for anything else, and for a host that other machines can reach.
         """
-        host, colon, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        match = _FORM.fullmatch(text)
+        if match is None or int(match["port"]) > 65535:
             raise ValueError(f"{text!r} is not host:port, such as 127.0.0.1:8081")
+        host = match["bracketed"] or match["host"].lower()
         if host != "localhost" and not _is_loopback(host):
             raise ValueError(
                 f"{text!r} can be reached from other machines; genaid has no encryption or accounts yet "
                 "and listens on loopback only: use 127.0.0.1"
             )
-        return cls("127.0.0.1" if host == "localhost" else host, int(port))
+        return cls("127.0.0.1" if host == "localhost" else host, int(match["port"]))
 
     def with_port(self, port: int) -> "Address":
         """The same host with another port."""
@@ -44,27 +49,29 @@ class Address:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return address.is_loopback if address.version == 4 else address == _LOOPBACK_6
 
 
 def listening_socket(address: Address) -> socket.socket:
     """Open a listening socket that nobody shares.
 
-    Raises PortInUseError where something else listens there.
+    Raises PortInUseError where something else listens there, or the machine has no such address.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name == "posix":  # on Windows this option means sharing the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address.host, address.port))
-        listener.listen(128)
+        with ExitStack() as unless_it_listens:
+            listener = unless_it_listens.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            if os.name == "posix":  # on Windows this option means sharing the port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address.host, address.port))
+            listener.listen(128)
+            listener.setblocking(False)
+            unless_it_listens.pop_all()
     except OSError as error:
-        listener.close()
         raise port_in_use(address) from error
-    listener.setblocking(False)
     return listener
 
 
@@ -79,13 +86,10 @@ def port_in_use(address: Address) -> PortInUseError:
 
 
 def require_free(addresses: Sequence[Address]) -> None:
-    """Check that nothing listens on any of the addresses.
+    """Check that nothing listens on any of the addresses; port 0 is always free.
 
     Raises PortInUseError for the first one that is taken, or asked for twice.
     """
-    probes: list[socket.socket] = []
-    try:
-        probes.extend(listening_socket(address) for address in addresses)
-    finally:
-        for probe in probes:
-            probe.close()
+    with ExitStack() as probes:
+        for address in addresses:
+            probes.enter_context(listening_socket(address))

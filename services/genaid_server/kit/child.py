@@ -1,7 +1,8 @@
 """One child process, alive no longer than its block.
 
 The child leads a process group of its own, so that Ctrl-C in a terminal reaches only the service, and so that
-whatever the child starts dies with it.
+whatever the child starts dies with it. Windows has no such groups: there the child's descendants are looked up when
+it is killed, and those of a child that ended by itself are not found any more.
 """
 
 import asyncio
@@ -67,12 +68,16 @@ class Child(asyncio.SubprocessProtocol):
             pipe.write(data)
 
     async def stop(self, grace: float) -> None:
-        """Ask the process to end, wait `grace` seconds, then end its whole group."""
+        """Ask the process to end, wait `grace` seconds, then end its whole group.
+
+        It is asked by the end of its stdin and, except on Windows, which can only kill, by SIGTERM.
+        """
         if self.alive:
             pipe = self._stdin()
             if pipe is not None:
                 pipe.close()
-            self._signal_group(signal.SIGTERM)
+            if os.name == "posix":
+                self._signal_group(signal.SIGTERM)
             await asyncio.wait([self._exited], timeout=grace)
         await self.kill()
 
@@ -85,6 +90,9 @@ class Child(asyncio.SubprocessProtocol):
         """End the whole group at once and wait for it."""
         self.strike()
         await self.exited()
+        pipe = self._stdin()
+        if pipe is not None and pipe.get_write_buffer_size():
+            pipe.abort()  # what nobody read would keep it open for as long as a grandchild holds the other end
         if self._transport is not None:
             self._transport.close()
 
@@ -105,11 +113,10 @@ class Child(asyncio.SubprocessProtocol):
 
     def process_exited(self) -> None:
         """The process ended (called by asyncio)."""
+        assert self._transport is not None  # noqa: S101
         # Only here may the rest of the group be killed: later the group's id may belong to somebody else.
         if os.name == "posix":
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-        assert self._transport is not None  # noqa: S101
+            self._signal_group(signal.SIGKILL)
         code = self._transport.get_returncode()
         if not self._exited.done():
             self._exited.set_result(Exit(0 if code is None else code))
@@ -127,7 +134,7 @@ class Child(asyncio.SubprocessProtocol):
         with contextlib.suppress(psutil.Error):
             leader = psutil.Process(self.pid)
             for process in [*leader.children(recursive=True), leader]:
-                with contextlib.suppress(psutil.NoSuchProcess):
+                with contextlib.suppress(psutil.Error):  # one that may not be killed must not save the others
                     process.kill()
 
 
@@ -139,7 +146,7 @@ async def child(
     env: Mapping[str, str] | None = None,
     grace: float = 5.0,
 ) -> AsyncIterator[Child]:
-    """Run `argv`; the process and all that it started are dead when the block ends.
+    """Run `argv`; the process and all of its group are dead when the block ends.
 
     Output goes to the two functions as it comes, in the event loop. `env` replaces the environment.
     `grace` is the time in seconds between asking and killing. Raises OSError where the program does not start.

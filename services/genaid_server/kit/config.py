@@ -1,23 +1,34 @@
 """The one configuration of a process: defaults < TOML file < environment `GENAID_*` < flags; frozen.
 
 A nested key is written with two underscores in the environment: `GENAID_IMAGE__QUEUE_DEPTH=2` is `queue_depth`
-of the section `[image]`. Two documented names without the prefix are understood as well: IMAGE_RESULT_TTL_MS and
-IMAGE_CLEANUP_INTERVAL_MS.
+of the section `[image]`; a list is written as JSON; an empty variable counts as absent. Two documented names
+without the prefix are understood as well: IMAGE_RESULT_TTL_MS and IMAGE_CLEANUP_INTERVAL_MS.
 """
 
+import json
 import os
+import reprlib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+)
 
 from genaid_server.kit.address import Address
 from genaid_server.kit.errors import InvalidRequestError
 
+PREFIX: Final = "GENAID_"
 DOCUMENTED_ENVIRONMENT: Final = {
     "IMAGE_RESULT_TTL_MS": "result_ttl_ms",
     "IMAGE_CLEANUP_INTERVAL_MS": "cleanup_interval_ms",
@@ -28,13 +39,36 @@ def _address(value: object) -> object:
     return Address.parse(value) if isinstance(value, str) else value
 
 
-type Listen = Annotated[Address, BeforeValidator(_address), PlainSerializer(str)]
+def _strings(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError("a list is written as JSON in the environment") from error
+
+
+def _directory(value: object) -> object:
+    return user_data_path("genaid", appauthor=False) if value == "" else value
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise ValueError(str(error)) from error
+
+
+# An instance, because pydantic would also build the dataclass from a table, past the checks of `parse`.
+type Listen = Annotated[InstanceOf[Address], BeforeValidator(_address), PlainSerializer(str)]
+type Strings = Annotated[tuple[str, ...], BeforeValidator(_strings)]
+type Directory = Annotated[Path, BeforeValidator(_directory), AfterValidator(_absolute)]
 
 
 class Section(BaseModel):
     """A table of the configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GatewayConfig(Section):
@@ -43,7 +77,7 @@ class GatewayConfig(Section):
     listen: Listen = Address("127.0.0.1", 8081)
     max_body_bytes: int = Field(1_048_576, ge=1024, le=67_108_864)
     max_connections: int = Field(512, ge=1, le=65_536)
-    allowed_origins: tuple[str, ...] = ()
+    allowed_origins: Strings = ()
     """Web origins besides loopback ones that may call, such as `https://app.example`."""
 
 
@@ -75,91 +109,78 @@ class ImageConfig(Section):
     """How many finished generations are kept."""
     max_result_bytes: int = Field(268_435_456, ge=1_048_576)
     """How many bytes of images are kept."""
-    engine_command: tuple[str, ...] = ()
+    engine_command: Strings = ()
     """Argv of the engine program, for tests and runtimes of one's own; empty for the built-in one."""
 
 
-class Config(BaseSettings):
+class Config(Section):
     """Everything that can be set."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix="GENAID_",
-        env_nested_delimiter="__",
-        arbitrary_types_allowed=True,
-    )
-
-    data_dir: Path = Field(default_factory=lambda: user_data_path("genaid", appauthor=False))
+    data_dir: Directory = Field("", validate_default=True)
+    """Where models, logs and calibration are kept; empty for the platform's own place."""
     gateway: GatewayConfig = GatewayConfig()
     resource: ResourceConfig = ResourceConfig()
     image: ImageConfig = ImageConfig()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags first, then the environment; `load` slips the file in below them."""
-        return init_settings, env_settings, _Documented(settings_cls), _File(settings_cls)
 
-
-class _Documented(PydanticBaseSettingsSource):
-    """The documented environment names that have no prefix."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        values = {key: os.environ[name] for name, key in DOCUMENTED_ENVIRONMENT.items() if name in os.environ}
-        return {"image": values} if values else {}
-
-
-class _File(PydanticBaseSettingsSource):
-    """The TOML file that is being loaded."""
-
-    content: dict[str, Any] = {}  # noqa: RUF012 - set by `load` for the time of one construction
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return self.content
-
-
-def load(file: Path | None = None, flags: dict[str, Any] | None = None) -> Config:
+def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
     """Read the configuration.
 
     `flags` are nested like the file, without the keys that the user did not give. Raises InvalidRequestError
     that names the key, its value and what it should be.
     """
-    _File.content = _read(file) if file is not None else {}
+    values: dict[str, Any] = {}
+    for layer in (_file(file), _documented(os.environ), _environment(os.environ), flags or {}):
+        values = _merged(values, layer)
     try:
-        config = Config(**(flags or {}))
+        return Config.model_validate(values)
     except ValidationError as error:
         raise InvalidRequestError(f"The configuration is wrong: {_explain(error)}", field="config") from error
-    finally:
-        _File.content = {}
-    return config.model_copy(update={"data_dir": config.data_dir.expanduser().absolute()})
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8-sig"))  # editors on Windows like to put a mark in front
     except OSError as error:
         raise InvalidRequestError(f"Can't read the configuration {file}: {error.strerror}.", field="config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"The configuration {file} is not TOML: {error}.", field="config") from error
 
 
+def _documented(environment: Mapping[str, str]) -> dict[str, Any]:
+    values = {key: environment[name] for name, key in DOCUMENTED_ENVIRONMENT.items() if environment.get(name)}
+    return {"image": values} if values else {}
+
+
+def _environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in environment.items():
+        if name.startswith(PREFIX) and value:
+            nested: Any = value
+            for key in reversed(name.removeprefix(PREFIX).lower().split("__")):
+                nested = {key: nested}
+            values = _merged(values, nested)
+    return values
+
+
+def _merged(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, Any]:
+    """Both tables in one; where both have a value, that of the higher."""
+    merged = dict(lower)
+    for key, value in higher.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
 def _explain(error: ValidationError) -> str:
     problems = []
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        problems.append(f"{where}: {message}")
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"there is no key {where}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{where} is {reprlib.repr(problem['input'])}: {message}")
     return "; ".join(problems) + "."

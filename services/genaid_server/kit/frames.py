@@ -13,7 +13,7 @@ MAX_PAYLOAD: Final = 268_435_456
 
 
 class FrameError(ValueError):
-    """The other side doesn't speak this protocol."""
+    """Not a frame of this protocol, or one beyond its bounds."""
 
 
 class Frame(NamedTuple):
@@ -24,8 +24,9 @@ class Frame(NamedTuple):
 
 
 def encode(header: dict[str, Any], payload: bytes = b"") -> bytes:
-    """The bytes of one frame."""
+    """The bytes of one frame. Raises FrameError where the other side would refuse it."""
     text = json.dumps(header, separators=(",", ":")).encode()
+    _check(len(text), len(payload))
     return _LENGTHS.pack(len(text), len(payload)) + text + payload
 
 
@@ -41,14 +42,18 @@ class FrameReader:
         frames = []
         while len(self._buffer) >= _LENGTHS.size:
             header, payload = _LENGTHS.unpack_from(self._buffer)
-            if header > MAX_HEADER or payload > MAX_PAYLOAD:
-                raise FrameError(f"a frame of {header} + {payload} bytes")
+            _check(header, payload)
             body, end = _LENGTHS.size + header, _LENGTHS.size + header + payload
             if len(self._buffer) < end:
                 break
             frames.append(Frame(_parse(bytes(self._buffer[_LENGTHS.size : body])), bytes(self._buffer[body:end])))
             del self._buffer[:end]
         return frames
+
+
+def _check(header: int, payload: int) -> None:
+    if header > MAX_HEADER or payload > MAX_PAYLOAD:
+        raise FrameError(f"a frame of {header} + {payload} bytes")
 
 
 def _parse(text: bytes) -> dict[str, Any]:

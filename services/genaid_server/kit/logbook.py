@@ -5,6 +5,7 @@ The owner of an engine appends; servicers list, tail and clear. One line in the 
 """
 
 import asyncio
+import contextlib
 import itertools
 import re
 import time
@@ -15,6 +16,8 @@ from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, TextIO
+
+from genaid_server.kit.errors import FileSystemError
 
 MAX_LINE: Final = 8192
 FLUSH_AFTER: Final = 0.1  # seconds; a burst of lines costs one write
@@ -57,11 +60,12 @@ def guess_level(line: str) -> Level:
 class LineSplitter:
     r"""Cuts a stream of bytes into lines at `\n` and `\r`, with a bound on what it holds.
 
-    Invalid UTF-8 is replaced, terminal escapes and empty lines are dropped, and what is longer than MAX_LINE
-    bytes is cut there and marked.
+    Invalid UTF-8 and control characters are replaced, terminal escapes and empty lines are dropped, and what is
+    longer than MAX_LINE bytes is cut there and marked.
     """
 
-    _escapes = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+    _escapes = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)")
+    _controls = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
     def __init__(self) -> None:
         self._rest = b""
@@ -86,14 +90,16 @@ class LineSplitter:
         return self.feed(b"\n")
 
     def _clean(self, line: bytes) -> str:
-        text = self._escapes.sub("", line[:MAX_LINE].decode("utf-8", "replace")).replace("\0", "\ufffd").rstrip()
+        text = self._escapes.sub("", line[:MAX_LINE].decode("utf-8", "replace"))
+        text = self._controls.sub("\ufffd", text).rstrip()
         return text + "…" if len(line) > MAX_LINE else text
 
 
 class Logbook:
     """The lines of one engine, over all its lives.
 
-    `path` is the file to write to, rotated to `path.1` … at `file_bytes`; None for memory only.
+    `path` is the file to write to, None for memory only. At `file_bytes` it is rotated to `path.1` …, so that there
+    are at most `files` of them (at least 2), each longer than that by a burst of lines at most.
     """
 
     def __init__(self, path: Path | None = None, keep: int = 5000, file_bytes: int = 5_000_000, files: int = 3) -> None:
@@ -113,14 +119,13 @@ class Logbook:
         return self._next
 
     def append(self, level: Level, message: str) -> None:
-        """Add a line. Must be called in the event loop."""
-        record = LogRecord(next(self._sequence), time.time(), level, message)
-        self._next = record.sequence + 1
-        self._records.append(record)
-        if self._path is not None:
-            self._unwritten.append(record)
-            if self._flush is None:
-                self._flush = asyncio.get_running_loop().call_later(FLUSH_AFTER, self._write)
+        """Add a line, or each line of a message that has several. Must be called in the event loop.
+
+        What is longer than MAX_LINE characters is cut there, and what no UTF-8 can hold is replaced.
+        """
+        now = time.time()
+        for line in message.encode("utf-8", "replace").decode().splitlines() or [""]:
+            self._add(LogRecord(next(self._sequence), now, level, line[:MAX_LINE]))
         self._wake()
 
     def tail(self, lines: int) -> list[LogRecord]:
@@ -148,13 +153,17 @@ class Logbook:
                 await self._arrived.wait()
 
     def clear(self) -> None:
-        """Forget every line, in memory and on disk."""
+        """Forget every line, in memory and on disk. Raises FileSystemError where a file can't be removed."""
         self._records.clear()
         self._unwritten.clear()
         self._close_file()
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             for path in [self._path, *(self._rotated(n) for n in range(1, self._files))]:
                 path.unlink(missing_ok=True)
+        except OSError as error:
+            raise FileSystemError(f"The log in {self._path.parent} can't be removed: {error.strerror}.") from error
 
     def close(self) -> None:
         """Write what is not yet written and end every watch."""
@@ -166,6 +175,14 @@ class Logbook:
         """End every watch, after it has seen the last line; lines may still be added."""
         self._closed = True
         self._wake()
+
+    def _add(self, record: LogRecord) -> None:
+        self._next = record.sequence + 1
+        self._records.append(record)
+        if self._path is not None:
+            self._unwritten.append(record)
+            if self._flush is None:
+                self._flush = asyncio.get_running_loop().call_later(FLUSH_AFTER, self._write)
 
     def _wake(self) -> None:
         arrived, self._arrived = self._arrived, asyncio.Event()
@@ -202,6 +219,7 @@ class Logbook:
                 source.replace(self._rotated(n))
 
     def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # closing writes again what a full disk has refused
+                file.close()

@@ -22,11 +22,15 @@ from grpc_status import rpc_status
 
 from genaid_server.kit.address import Address, port_in_use
 from genaid_server.kit.errors import DomainError, Kind
+from genaid_server.kit.tasks import to_the_end
 
 log = logging.getLogger(__name__)
 
 DOMAIN: Final = "genaid"
 STOP_GRACE: Final = 1.0  # seconds for calls in flight once the watches have ended
+# Bytes. A client takes 8 KiB of trailers by default, and a message is in them twice, once percent-encoded.
+MAX_TEXT: Final = 1500
+MAX_FACT: Final = 200
 MAX_MESSAGE: Final = 4 * 1024 * 1024
 
 CODE_BY_KIND: Final = {
@@ -42,12 +46,20 @@ CODE_BY_KIND: Final = {
 
 
 def rich_status(error: DomainError) -> status_pb2.Status:
-    """The google.rpc.Status of an error, with one ErrorInfo."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.facts)
+    """The google.rpc.Status of an error, with one ErrorInfo; long texts lose their middle."""
+    facts = {name: _shortened(fact, MAX_FACT) for name, fact in error.facts.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
     detail = any_pb2.Any()
     detail.Pack(info)
     number: int = CODE_BY_KIND[error.kind].value[0]
-    return status_pb2.Status(code=number, message=error.message, details=[detail])
+    return status_pb2.Status(code=number, message=_shortened(error.message, MAX_TEXT), details=[detail])
+
+
+def _shortened(text: str, limit: int) -> str:
+    data = text.encode("utf-8", "replace")
+    if len(data) > limit:
+        data = data[: limit // 3] + " … ".encode() + data[-limit // 2 :]
+    return data.decode("utf-8", "ignore")
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -55,58 +67,73 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Wrap the handler of one call (called by grpc)."""
         handler = await continuation(handler_call_details)
-        if handler is None or "genaid" not in handler_call_details.method:
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/genaid."):
             return handler
         codec = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary), **codec)
+            return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, method), **codec)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(_guarded_stream(handler.unary_stream), **codec)
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream), **codec)
-        return handler
+            return grpc.unary_stream_rpc_method_handler(_guarded_stream(handler.unary_stream, method), **codec)
+        if handler.stream_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(_guarded(handler.stream_unary, method), **codec)
+        return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, method), **codec)
 
 
-def _guarded(behaviour: Any) -> Any:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+def _guarded(behaviour: Any, method: str) -> Any:
+    async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         try:
             return await behaviour(request, context)
         except DomainError as error:
             await context.abort_with_status(rpc_status.to_status(rich_status(error)))
-        except (asyncio.CancelledError, grpc.aio.AbortError):
+        except grpc.aio.AbortError:
             raise
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            await _abort_internal(context, method)
         except Exception:  # noqa: BLE001 - the outermost frame of a call: logged, and told as INTERNAL
-            await _abort_internal(context)
+            await _abort_internal(context, method)
 
     return call
 
 
-def _guarded_stream(behaviour: Any) -> Any:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+def _guarded_stream(behaviour: Any, method: str) -> Any:
+    async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
         try:
             async with contextlib.aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response
         except DomainError as error:
             await context.abort_with_status(rpc_status.to_status(rich_status(error)))
-        except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
+        except grpc.aio.AbortError:
             raise
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            await _abort_internal(context, method)
         except Exception:  # noqa: BLE001 - the outermost frame of a call: logged, and told as INTERNAL
-            await _abort_internal(context)
+            await _abort_internal(context, method)
 
     return call
 
 
-async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    log.exception("a call failed unexpectedly")
+def _is_cancelled() -> bool:
+    """Whether it is the call that was cancelled, not what it waited for: then its client would wait for ever."""
+    call = asyncio.current_task()
+    return call is None or call.cancelling() > 0
+
+
+async def _abort_internal(context: "grpc.aio.ServicerContext[Any, Any]", method: str) -> None:
+    log.exception("%s failed unexpectedly", method)
     await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the service's log has the details.")
 
 
@@ -124,8 +151,8 @@ async def serve(
 ) -> AsyncIterator[Address]:
     """Serve until the block ends; yields the address with the real port.
 
-    `end_watches` is called between NOT_SERVING and stopping, so that open streams don't hold the server up.
-    Raises PortInUseError.
+    `end_watches` is called between NOT_SERVING and stopping, so that open streams don't hold the server up. The end
+    is complete even if the caller is cancelled meanwhile. Raises PortInUseError.
     """
     server = grpc.aio.server(
         interceptors=[ErrorInterceptor()],
@@ -153,6 +180,12 @@ async def serve(
     try:
         yield address.with_port(port)
     finally:
-        await checks.enter_graceful_shutdown()
+        await to_the_end(_end(server, checks, end_watches))
+
+
+async def _end(server: grpc.aio.Server, checks: health.aio.HealthServicer, end_watches: Callable[[], None]) -> None:
+    await checks.enter_graceful_shutdown()
+    try:
         end_watches()
+    finally:
         await server.stop(STOP_GRACE)

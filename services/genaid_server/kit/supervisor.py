@@ -5,6 +5,7 @@ never reads the state in order to act on it. Every settled transition wakes ever
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -14,7 +15,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from genaid_server.kit.errors import BackendError, DomainError, ServerBusyError, ServerError
+from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
+
+log = logging.getLogger(__name__)
 
 
 class State(Enum):
@@ -53,7 +57,11 @@ type Launch[C, R] = Callable[[C, Report], AbstractAsyncContextManager[R]]
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """When a crashed engine comes back by itself; times in seconds."""
+    """When a crashed engine comes back by itself; times in seconds.
+
+    After `limit` restarts in a row it stays down until somebody asks for it; a life that has served for
+    `stable_after` begins a new row.
+    """
 
     automatic: bool = False
     limit: int = 5
@@ -63,7 +71,8 @@ class RestartPolicy:
 
     def delay(self, attempt: int) -> float:
         """How long to wait before restart number `attempt`, from 1: doubling, bounded."""
-        return float(min(self.first_delay * 2 ** (attempt - 1), self.max_delay))
+        doublings = min(attempt - 1, 60)  # beyond that no float holds the product
+        return min(self.first_delay * 2.0**doublings, self.max_delay)
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,8 @@ class Supervisor[C, R: Run]:
         self._run: R | None = None
         self._waiters: list[asyncio.Future[R]] = []
         self._attempts = 0
+        self._begun = 0.0  # monotonic, as is the time since when it serves; None before that
+        self._serving_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
 
@@ -180,12 +191,14 @@ class Supervisor[C, R: Run]:
 
     async def close(self) -> None:
         """End the engine, refuse every later request and end every watch."""
-        if self._owner is None or self._closing:
-            return
-        reply: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._inbox.put_nowait(_Stop("stopped", reply))
-        self._closing = True
-        await self._owner
+        if self._owner is not None:
+            await to_the_end(self._close(self._owner))
+
+    async def _close(self, owner: "asyncio.Task[None]") -> None:
+        if not self._closing:
+            self._closing = True
+            self._inbox.put_nowait(_Stop("stopped", asyncio.get_running_loop().create_future()))
+        await owner
         self.snapshot.close()
 
     async def _ask[T](self, message: object, reply: "asyncio.Future[T]") -> T:
@@ -206,6 +219,7 @@ class Supervisor[C, R: Run]:
                 case _Recycle(reply):
                     await self._on_recycle(reply)
                 case _Spawned(life, pid) if life == self._life_number:
+                    self._begun = time.monotonic()
                     self._set(pid=pid, started_at=time.time())
                 case _Loading(life, done, total) if life == self._life_number:
                     self._set(loaded=done, to_load=total)
@@ -214,6 +228,7 @@ class Supervisor[C, R: Run]:
                 case _Ended(life, error) if life == self._life_number:
                     self._on_ended(error)
                 case _Restart(life) if life == self._life_number:
+                    self._set(restarts=self.snapshot.value.restarts + 1)
                     self._begin_life("restarting")
                 case _:  # a message of a life that is over
                     pass
@@ -242,8 +257,8 @@ class Supervisor[C, R: Run]:
             self._begin_life("restarting" if crashed else "started")
 
     async def _on_recycle(self, reply: "asyncio.Future[None]") -> None:
-        waiters, self._waiters = self._waiters, []
         if self._life is not None:
+            waiters, self._waiters = self._waiters, []
             await self._end_life("stopped")
             self._waiters = waiters
             self._begin_life("restarting")
@@ -254,6 +269,7 @@ class Supervisor[C, R: Run]:
         assert config is not None  # noqa: S101
         self._cancel_timer()
         self._life_number += 1
+        self._serving_since = None
         self._set(
             state=State.STARTING,
             event=event,
@@ -271,53 +287,57 @@ class Supervisor[C, R: Run]:
         def report(done: int, total: int) -> None:
             self._inbox.put_nowait(_Loading(number, done, total))
 
+        error: DomainError = BackendError(f"The {self._name} was given up.")
         try:
             async with self._launch(config, report) as run:
                 self._inbox.put_nowait(_Spawned(number, run.pid))
                 await run.ready()
                 self._inbox.put_nowait(_Ready(number, run))
                 reason = await run.exited()
-            error: DomainError = BackendError(f"The {self._name} ended unexpectedly: {reason}")
+            error = BackendError(f"The {self._name} ended unexpectedly: {reason}")
         except DomainError as failure:
             error = failure
         except OSError as failure:
             error = BackendError(f"The {self._name} could not be started: {failure.strerror or failure}")
-        self._inbox.put_nowait(_Ended(number, error))
+        except Exception as failure:  # the outermost frame of a life: without a word all would wait for ever
+            log.exception("the %s failed unexpectedly", self._name)
+            error = BackendError(f"The {self._name} failed unexpectedly ({type(failure).__name__}).")
+        finally:
+            self._inbox.put_nowait(_Ended(number, error))
 
     def _on_ready(self, run: R) -> None:
-        now = self.snapshot.value
         self._run = run
+        self._serving_since = time.monotonic()
         self._set(
             state=State.RUNNING,
             event="ready",
             last_error="",
-            load_seconds=time.time() - now.started_at if now.started_at is not None else None,
-            loaded=now.to_load,
+            load_seconds=self._serving_since - self._begun,
+            loaded=self.snapshot.value.to_load,
         )
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             _resolve(waiter, run)
 
     def _on_ended(self, error: DomainError) -> None:
-        now = self.snapshot.value
-        if now.started_at is not None and time.time() - now.started_at >= self._policy.stable_after:
+        since = self._serving_since
+        if since is not None and time.monotonic() - since >= self._policy.stable_after:
             self._attempts = 0
         self._life, self._run = None, None
         self._set(state=State.CRASHED, event="crashed", pid=None, started_at=None, last_error=error.message)
         self._fail_waiters(error)
         if self._policy.automatic and self._attempts < self._policy.limit:
             self._attempts += 1
-            self._set(restarts=now.restarts + 1)
             self._timer = asyncio.get_running_loop().call_later(
                 self._policy.delay(self._attempts), self._inbox.put_nowait, _Restart(self._life_number)
             )
 
     async def _end_life(self, event: str) -> None:
         self._cancel_timer()
+        self._life_number += 1  # a restart that is on its way already must not follow
         life, self._life, self._run = self._life, None, None
         if life is not None:
             self._set(state=State.STOPPING)
-            self._life_number += 1
             life.cancel()
             await asyncio.wait([life])
         if self.snapshot.value.state is not State.STOPPED:

@@ -1,0 +1,255 @@
+"""The house keeps its order: who may import whom, how long a file is, and what every package says of itself."""
+
+import ast
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SERVICES, CLIENTS = ROOT / "services", ROOT / "clients" / "python"
+GENERATED = CLIENTS / "genaid"
+MAX_LINES, MAX_TEST_LINES = 600, 800
+
+GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google")
+WIRE = (*GRPC, "aiohttp", "genaid", "genaid_client")
+KIT, RPC = "genaid_server.kit", "genaid_server.kit.rpc"
+HOSTS = ("genaid_server.cli.up",)
+"""The modules of the command line that start services."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`where` (a pattern of modules) imports nothing of `never`, apart from what is in `but`.
+
+    `{room}` in `never` and `but` is the module's own room, such as genaid_server.image.
+    """
+
+    why: str
+    where: str
+    never: tuple[str, ...]
+    but: tuple[str, ...] = ()
+
+    def refuses(self, module: str, imported: str) -> bool:
+        if not re.fullmatch(self.where, module):
+            return False
+        room = ".".join(module.split(".")[:2])
+        never, but = (tuple(name.format(room=room) for name in names) for names in (self.never, self.but))
+        return _within(imported, never) and not _within(imported, but)
+
+
+RULES = [
+    Rule("a client knows nothing of the server", r"genaid_client(\..*)?", ("genaid_server", "aiohttp")),
+    Rule("generated code knows nothing of ours", r"genaid(\..*)?", ("genaid_server", "genaid_client")),
+    Rule(
+        "the kit knows no service", r"genaid_server\.kit(\..*)?", ("genaid_server", "genaid", "genaid_client"), (KIT,)
+    ),
+    Rule("in the kit, only rpc knows gRPC", r"genaid_server\.kit(?!\.rpc$)(\..*)?", (*GRPC, "aiohttp", RPC)),
+    Rule("a core knows no wire", r"genaid_server\.\w+\.core(\..*)?", (*WIRE, RPC)),
+    Rule("a core rests on the kit", r"genaid_server\.\w+\.core(\..*)?", ("genaid_server",), (KIT, "{room}.core")),
+    Rule(
+        "convert, servicers and main alone know both worlds",
+        r"genaid_server\.(resource|image)(?!\.(convert|servicers|main)$)(\..*)?",
+        WIRE,
+    ),
+    Rule("services meet over the wire", r"genaid_server\.(resource|image)(\..*)?", ("genaid_server",), (KIT, "{room}")),
+    Rule("convert is below servicers", r"genaid_server\.\w+\.convert", ("{room}.servicers", "{room}.main")),
+    Rule("only main wires", r"genaid_server\.\w+\.servicers", ("{room}.main", RPC)),
+    Rule("an engine is a program of its own", r"genaid_server\.engines(\..*)?", (*WIRE, RPC)),
+    Rule(
+        "an engine is a program of its own",
+        r"genaid_server\.engines(\..*)?",
+        ("genaid_server",),
+        (KIT, "genaid_server.engines"),
+    ),
+    Rule(
+        "the gateway is a client like any other",
+        r"genaid_server\.gateway(\..*)?",
+        (*GRPC, "genaid", "genaid_server"),
+        (KIT, "genaid_server.gateway"),
+    ),
+    Rule(
+        "the command line is a client like any other",
+        r"genaid_server\.(?!cli\.up$)(cli|demo)(\..*)?",
+        (*GRPC, "aiohttp", "genaid", "genaid_server"),
+        (KIT, "genaid_server.cli", "genaid_server.demo"),
+    ),
+    Rule(
+        "a host starts services by their main",
+        "|".join(re.escape(host) for host in HOSTS),
+        (*WIRE, "genaid_server"),
+        (
+            KIT,
+            "genaid_server.cli",
+            "genaid_server.gateway.main",
+            "genaid_server.image.main",
+            "genaid_server.resource.main",
+        ),
+    ),
+]
+
+
+def _within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def imports(module: str, source: str, *, package: bool = False) -> set[str]:
+    """The full names of all that a module imports, at the top, in functions and for types alike."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".")
+            base = parts[: len(parts) - node.level + package] if node.level else []
+            found |= {".".join([*base, *([node.module] if node.module else []), alias.name]) for alias in node.names}
+    return found
+
+
+def problems(module: str, source: str, *, package: bool = False) -> list[str]:
+    """What is wrong with the imports of a module."""
+    return [
+        f"{module} imports {imported}: {rule.why}"
+        for imported in sorted(imports(module, source, package=package))
+        for rule in RULES
+        if rule.refuses(module, imported)
+    ]
+
+
+def leftovers(source: str) -> list[str]:
+    """The comments that promise what isn't there."""
+    tokens = tokenize.generate_tokens(StringIO(source).readline)
+    comments = (token.string for token in tokens if token.type == tokenize.COMMENT)
+    return [comment for comment in comments if re.search(r"\b(TODO|FIXME|XXX|HACK)\b", comment)]
+
+
+def files(*folders: Path) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(folder.rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+OURS = [path for path in files(SERVICES, CLIENTS) if GENERATED not in path.parents]
+EVERYTHING = [*OURS, *files(ROOT / "tests", ROOT / "scripts", ROOT / "bench")]
+PACKAGES = sorted({path.parent for path in OURS})
+
+
+@pytest.mark.parametrize("path", list(files(SERVICES, CLIENTS)), ids=name)
+def test_imports_go_one_way(path: Path) -> None:
+    base = SERVICES if SERVICES in path.parents else CLIENTS
+    parts = path.relative_to(base).with_suffix("").parts
+    package = parts[-1] == "__init__"
+    module = ".".join(parts[:-1] if package else parts)
+    assert problems(module, path.read_text("utf-8"), package=package) == []
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=name)
+def test_a_file_can_be_read_at_a_sitting_and_promises_nothing(path: Path) -> None:
+    source = path.read_text("utf-8")
+    assert len(source.splitlines()) <= (MAX_TEST_LINES if ROOT / "tests" in path.parents else MAX_LINES)
+    assert leftovers(source) == []
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=name)
+def test_every_package_says_what_it_is(folder: Path) -> None:
+    marker = folder / "__init__.py"
+    assert marker.exists()
+    assert ast.get_docstring(ast.parse(marker.read_text("utf-8")))
+
+
+def test_there_is_something_to_check() -> None:
+    modules = {name(path) for path in OURS}
+    assert {
+        "services/genaid_server/kit/rpc.py",
+        "services/genaid_server/image/core/engine.py",
+        "services/genaid_server/cli/up.py",
+        "clients/python/genaid_client/__init__.py",
+    } <= modules
+    assert {host.replace(".", "/") for host in HOSTS} <= {module[9:-3] for module in modules}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("genaid_server.image.core.engine", "import grpc"),
+        ("genaid_server.image.core.engine", "import grpc.aio as aio"),
+        ("genaid_server.image.core.engine", "from aiohttp import web"),
+        ("genaid_server.image.core.engine", "from google.protobuf import any_pb2"),
+        ("genaid_server.image.core.engine", "from genaid.image.v1 import engine_pb2"),
+        ("genaid_server.image.core.engine", "from genaid_client import Model"),
+        ("genaid_server.image.core.engine", "from genaid_server.kit import rpc"),
+        ("genaid_server.image.core.engine", "from genaid_server.image import convert"),
+        ("genaid_server.image.core.engine", "from genaid_server.image.servicers import EngineServicer"),
+        ("genaid_server.image.core.engine", "from genaid_server.resource.core import models"),
+        ("genaid_server.image.core.engine", "from .. import convert"),
+        ("genaid_server.image.core.engine", "def late():\n    import grpc"),
+        ("genaid_server.image.core.engine", "if TYPE_CHECKING:\n    import grpc"),
+        ("genaid_server.image.helpers", "import grpc"),
+        ("genaid_server.image.convert", "from genaid_server.image.servicers import EngineServicer"),
+        ("genaid_server.image.servicers", "from genaid_server.image.main import serve"),
+        ("genaid_server.image.main", "from genaid_server.resource.main import serve"),
+        ("genaid_server.image.main", "from genaid_server.resource.core.models import ModelStore"),
+        ("genaid_server.kit.child", "import grpc"),
+        ("genaid_server.kit.child", "from genaid_server.kit.rpc import serve"),
+        ("genaid_server.kit.child", "from genaid_server.image.core import engine"),
+        ("genaid_server.kit.rpc", "from genaid.image.v1 import engine_pb2"),
+        ("genaid_server.kit.rpc", "import genaid_server"),
+        ("genaid_server.kit", "from genaid_client import Model"),
+        ("genaid_client.aio", "from genaid_server.kit.errors import DomainError"),
+        ("genaid_client.aio", "import aiohttp"),
+        ("genaid_server.gateway.app", "import grpc"),
+        ("genaid_server.gateway.app", "from genaid.image.v1 import engine_pb2"),
+        ("genaid_server.gateway.app", "from genaid_server.image.core.spec import GenerationSpec"),
+        ("genaid_server.gateway.main", "from genaid_server.image import main"),
+        ("genaid_server.cli.generate", "from genaid_server.image.core.spec import GenerationSpec"),
+        ("genaid_server.cli.generate", "from genaid_server.image import main"),
+        ("genaid_server.cli.generate", "import grpc"),
+        ("genaid_server.cli.up", "from genaid_server.image.core.engine import Engine"),
+        ("genaid_server.cli.up", "import grpc"),
+        ("genaid_server.engines.image", "from genaid_server.image.core.spec import Sampler"),
+        ("genaid_server.engines.image", "import genaid_client"),
+    ],
+)
+def test_the_checker_finds_what_is_wrong(module: str, source: str) -> None:
+    assert len(problems(module, source)) >= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("genaid_server.image.core.engine", "import asyncio, psutil\nfrom genaid_server.kit.errors import ServerError"),
+        ("genaid_server.image.core.engine", "from genaid_server.image.core.spec import Sampler"),
+        ("genaid_server.image.core.engine", "from . import spec"),
+        ("genaid_server.image.core.engine", "import grpcio_like, genaid_other"),
+        ("genaid_server.image.servicers", "import grpc.aio\nfrom genaid_server.image import convert"),
+        (
+            "genaid_server.image.main",
+            "from genaid_client import AsyncResourceClient\nfrom genaid_server.kit import rpc",
+        ),
+        ("genaid_server.kit.rpc", "import grpc\nfrom google.rpc import status_pb2\nfrom .errors import DomainError"),
+        ("genaid_client.aio", "import grpc.aio\nfrom genaid.image.v1 import engine_pb2"),
+        ("genaid_server.gateway.app", "from aiohttp import web\nfrom genaid_client import AsyncImageClient"),
+        ("genaid_server.cli.up", "from genaid_server.image import main as image\nfrom genaid_server.cli import host"),
+        ("genaid_server.engines.image", "from genaid_server.kit import frames"),
+    ],
+)
+def test_the_checker_allows_what_is_right(module: str, source: str) -> None:
+    assert problems(module, source) == []
+
+
+def test_relative_imports_are_followed_from_modules_and_packages() -> None:
+    assert imports("a.b.c", "from . import d\nfrom .e import f\nfrom .. import g") == {"a.b.d", "a.b.e.f", "a.g"}
+    assert imports("a.b", "from . import c\nfrom ..d import e", package=True) == {"a.b.c", "a.d.e"}
+
+
+def test_the_checker_finds_promises_in_comments_only() -> None:
+    promise = "# TO" + "DO: later"
+    assert leftovers(f"x = 1  {promise}\n") == [promise]
+    assert leftovers(f"x = {promise!r}  # a mastodon\n") == []
