@@ -35,7 +35,7 @@ def generate(into: Path) -> None:
     outputs = ("python", "grpc_python", "mypy", "mypy_grpc")
     plugin = Path(sys.executable).parent
     run_protoc(
-        *(f"--{output}_out={into}" for output in outputs),
+        *(f"--{output}_out={'quiet:' if output.startswith('mypy') else ''}{into}" for output in outputs),
         *(f"--plugin=protoc-gen-{name}={shutil.which(f'protoc-gen-{name}', path=str(plugin))}" for name in outputs[2:]),
     )
     package = into / "genaid"
