@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
-from genaid_server.resource.core.gguf import read_header
 
 from bench.rows import Row, ratio
 from genaid_server.demo.models import write_llm
+from genaid_server.resource.core.gguf import read_header
 
 VOCABULARY = 152_000
 
