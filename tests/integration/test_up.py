@@ -116,8 +116,17 @@ def test_a_data_directory_has_one_genaid(tmp_path: Path, command: str) -> None:
         assert health(running.ready["http"])["status"] == "ok"
 
 
+@pytest.fixture
+def hangups_count() -> Iterator[None]:
+    """SIGHUP as a terminal's programs have it, even where the tests run under nohup, which children inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @posix_only
 @pytest.mark.parametrize("signals", [["SIGINT"], ["SIGTERM"], ["SIGINT", "SIGINT", "SIGTERM"], ["SIGHUP"]])
+@pytest.mark.usefixtures("hangups_count")
 def test_a_signal_ends_it_in_time_with_no_child_left(
     tmp_path: Path, demo_models: DemoModels, signals: list[str]
 ) -> None:
