@@ -1,4 +1,7 @@
-"""Measure everything (or the groups named in argv), print the table, write results.json, fail on a broken promise."""
+"""Measure everything, or the groups named in argv, print the table, and fail where a promise is broken.
+
+A run of everything also writes results.json and the README's table, so that no number there is older than its run.
+"""
 
 import json
 import sys
@@ -13,6 +16,8 @@ from bench.rows import Row
 
 GROUPS = {"startup": startup, "headers": headers, "images": images, "polling": polling}
 RESULTS = Path(__file__).parent / "results.json"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->"
 
 
 def table(rows: list[Row]) -> Table:
@@ -21,6 +26,21 @@ def table(rows: list[Row]) -> Table:
     for row in rows:
         result.add_row(row.name, f"{row.value:.3f}", row.unit, row.target, "holds" if row.holds else "BROKEN")
     return result
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    """The rows of results.json for the README."""
+    lines = ["| what | measured | must be |", "| --- | --- | --- |"]
+    lines += [f"| {row['name']} | {float(str(row['value'])):.4g} {row['unit']} | {row['target']} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def keep(rows: list[dict[str, object]]) -> None:
+    """Write results.json and the README's table."""
+    RESULTS.write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
+    before, _, rest = README.read_text("utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(before + BEGIN + markdown(rows) + END + after, "utf-8")
 
 
 def main() -> None:
@@ -37,7 +57,7 @@ def main() -> None:
                 rows.append(row)
     console.print(table(rows))
     if chosen == list(GROUPS):
-        RESULTS.write_text(json.dumps([row.as_json() for row in rows], indent=2) + "\n")
+        keep([row.as_json() for row in rows])
     sys.exit(0 if all(row.holds for row in rows) else 1)
 
 

@@ -263,8 +263,8 @@ async def engine_process(
 def environment(base: Mapping[str, str]) -> dict[str, str]:
     """The child's environment: what the user has set, and what suits an engine that shares the machine.
 
-    Threads that wait for each other sleep instead of spinning: as soon as another program wants a core, spinning ones
-    steal it from the one that they wait for, and an image takes up to ten times as long. An abort must not start a
-    debugger for a stack trace, as ggml does.
+    Threads that wait for each other soon sleep instead of spinning on: as soon as another program wants a core,
+    spinning ones steal it from the one that they wait for, and an image takes up to ten times as long. An abort must
+    not start a debugger for a stack trace, as ggml does.
     """
-    return {"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1", **base}
+    return {"GOMP_SPINCOUNT": "10000", "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1", **base}
