@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import headers, images, polling, startup
+from bench import downloads, headers, images, polling, startup
 from bench.rows import Row
 
-GROUPS = {"startup": startup, "headers": headers, "images": images, "polling": polling}
+GROUPS = {"startup": startup, "headers": headers, "downloads": downloads, "images": images, "polling": polling}
 RESULTS = Path(__file__).parent / "results.json"
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->"

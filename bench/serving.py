@@ -24,6 +24,7 @@ class Serving:
     """Where it listens, and what it is. `started` is the time from the start of the process to /health 200."""
 
     http: str
+    resource: str
     data_dir: Path
     process: psutil.Process
     started: float
@@ -66,7 +67,9 @@ def serving(data_dir: Path | None = None, *options: str) -> Iterator[Serving]:
     with contextlib.ExitStack() as stack:
         if data_dir is None:
             data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        data_dir.mkdir(exist_ok=True)
         ready = data_dir / "ready.json"
+        ready.unlink(missing_ok=True)  # of one that was killed
         free = ["--http", "127.0.0.1:0", "--resource", "127.0.0.1:0", "--image", "127.0.0.1:0"]
         began = time.perf_counter()
         process = subprocess.Popen(
@@ -89,10 +92,11 @@ def serving(data_dir: Path | None = None, *options: str) -> Iterator[Serving]:
                 if process.poll() is not None:
                     raise RuntimeError(f"genaid up ended with {process.returncode}")
                 time.sleep(0.005)
-            http = json.loads(ready.read_text())["http"]
+            addresses = json.loads(ready.read_text())
+            http = addresses["http"]
             with urllib.request.urlopen(f"{http}/health"):  # noqa: S310
                 started = time.perf_counter() - began
-            yield Serving(http, data_dir, psutil.Process(process.pid), started)
+            yield Serving(http, addresses["resource"], data_dir, psutil.Process(process.pid), started)
         finally:
             process.terminate()
             process.wait(10)

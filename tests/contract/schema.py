@@ -125,7 +125,8 @@ def _message_elements(message: DescriptorProto, scope: str, path: Place) -> Iter
         if not any(field.proto3_optional and field.oneof_index == at for field in message.field):
             yield f"{name}.{oneof.name}", (*path, 8, at)
     for at, nested in enumerate(message.nested_type):
-        yield from _message_elements(nested, name, (*path, 3, at))
+        if not nested.options.map_entry:  # so does it for each map
+            yield from _message_elements(nested, name, (*path, 3, at))
     for at, enum in enumerate(message.enum_type):
         yield from _enum_elements(enum, name, (*path, 4, at))
 

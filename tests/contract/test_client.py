@@ -24,6 +24,7 @@ from genaid_client import (
     BackendError,
     ConnectionFailedError,
     DeadlineError,
+    DownloadSpec,
     EngineOptions,
     GenaidError,
     GenerationSpec,
@@ -102,7 +103,7 @@ def test_everything_is_exported() -> None:
         if inspect.isclass(value) and value.__module__ == module.__name__
     }
     clients = {"AsyncImageClient", "AsyncResourceClient", "ImageClient", "ResourceClient"}
-    assert set(genaid_client.__all__) == public | clients
+    assert set(genaid_client.__all__) == public | clients | {"raise_for_failure"}
 
 
 # Models
@@ -586,18 +587,25 @@ async def test_unary_calls_have_deadlines_and_watches_none(
         ):
             assert [item async for item in iterator] == []
     async with resource(address, timeout=100) as client:
-        await client.call("list_models")
-        for name in ("get_model", "import_model", "delete_model"):
+        for name in ("list_models", "list_downloads"):
+            await client.call(name)
+        await client.call("create_download", DownloadSpec(()))
+        for name in ("get_model", "import_model", "delete_model", "refresh_model_metadata"):
             await client.call(name, "x")
-    unlimited = {"WatchEngine", "TailLogs", "WatchGeneration", "GenerateImages"}
-    longer = {"StartEngine": 600, "StopEngine": 60, "CancelGeneration": 60, "DeleteGeneration": 60, "ImportModel": 3600}
+        for name in ("get_download", "cancel_download"):
+            await client.call(name, "x")
+        for iterator in (client.iterate("verify_model", "x"), client.iterate("watch_download", "x")):
+            assert [item async for item in iterator] == []
+    unlimited = {"WatchEngine", "TailLogs", "WatchGeneration", "GenerateImages", "VerifyModel", "WatchDownload"}
+    longer = {"StartEngine": 600, "ImportModel": 3600, "RefreshModelMetadata": 120}
+    longer |= dict.fromkeys(("StopEngine", "CancelGeneration", "DeleteGeneration", "CancelDownload"), 60)
     assert {name for name, left in script.deadlines.items() if left is None} == unlimited
     for name in script.deadlines.keys() - unlimited:
         left = script.deadlines[name]
         assert left is not None
         limit = longer.get(name, 100)
         assert limit / 2 < left < limit * 1.02  # gRPC rounds a little on the way
-    assert len(script.deadlines) == 19
+    assert len(script.deadlines) == 26
 
 
 async def test_there_is_a_deadline_by_default(image: Connect, script: Script, address: str) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -16,21 +16,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from genaid.image.v1 import engine_pb2, generation_pb2
-from genaid.resource.v1 import models_pb2
+from genaid.resource.v1 import downloads_pb2, models_pb2
 from genaid_client import convert
 from genaid_client.types import (
+    Component,
+    Download,
+    DownloadFailure,
+    DownloadItem,
+    DownloadPhase,
+    DownloadSpec,
     Engine,
     EngineOptions,
+    FileProgress,
+    FileVerification,
     Generation,
     GenerationFailure,
     GenerationSpec,
     GenerationState,
     GgufMetadata,
     Health,
+    HuggingFaceSource,
     ImageInfo,
     LogEntry,
     LogLevel,
+    MetadataStrategy,
     Model,
+    ModelFile,
     ModelFormat,
     ModelSource,
     ModelType,
@@ -39,6 +50,8 @@ from genaid_client.types import (
     ServerState,
     SourceType,
     Stage,
+    Verification,
+    VerifyProgress,
 )
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -66,6 +79,31 @@ specs = st.builds(
 def test_a_spec_comes_back_as_it_went(spec: GenerationSpec) -> None:
     wire = generation_pb2.Generation(spec=convert.spec_to_pb(spec)).SerializeToString()
     assert convert.generation_from_pb(generation_pb2.Generation.FromString(wire)).spec == spec
+
+
+download_specs = st.builds(
+    DownloadSpec,
+    items=st.lists(
+        st.builds(
+            DownloadItem,
+            source=st.none() | TEXT | st.builds(HuggingFaceSource, repo=TEXT, file=TEXT, revision=TEXT),
+            component=st.none() | st.sampled_from(Component),
+            checksum=TEXT,
+        ),
+        max_size=3,
+    ).map(tuple),
+    name=TEXT,
+    type=st.none() | st.sampled_from(ModelType),
+    model_id=TEXT,
+)
+
+
+@unhurried
+@given(download_specs)
+def test_what_to_fetch_comes_back_as_it_went(spec: DownloadSpec) -> None:
+    wire = convert.create_download_request(spec, None).SerializeToString()
+    received = downloads_pb2.CreateDownloadRequest.FromString(wire)
+    assert convert.download_from_pb(downloads_pb2.Download(spec=received.spec)).spec == spec
 
 
 @unhurried
@@ -107,6 +145,24 @@ def test_a_whole_model() -> None:
         checksum="sha256:00",
         format=models_pb2.MODEL_FORMAT_GGUF,
         metadata=models_pb2.GgufMetadata(version=3, tensor_count=7, kv_count=9, architecture="llama", block_count=0),
+        files=[
+            models_pb2.ModelFile(
+                name="vae.safetensors",
+                component=models_pb2.COMPONENT_VAE,
+                shard=2,
+                size_bytes=2**33,
+                checksum="sha256:11",
+                path="/models/vae.safetensors",
+                source=models_pb2.ModelSource(
+                    type=models_pb2.SOURCE_TYPE_URL, url="http://x/y", etag='"e"', license="mit", revision="c"
+                ),
+            ),
+            models_pb2.ModelFile(name="plain"),
+        ],
+        supports_reasoning=True,
+        layer_count=32,
+        context_length=4096,
+        architecture="llama",
     )
     assert convert.model_from_pb(message) == Model(
         id="tiny",
@@ -119,7 +175,119 @@ def test_a_whole_model() -> None:
         checksum="sha256:00",
         format=ModelFormat.GGUF,
         metadata=GgufMetadata(version=3, tensor_count=7, kv_count=9, architecture="llama", block_count=0),
+        files=(
+            ModelFile(
+                name="vae.safetensors",
+                component=Component.VAE,
+                shard=2,
+                size_bytes=2**33,
+                checksum="sha256:11",
+                path="/models/vae.safetensors",
+                source=ModelSource(SourceType.URL, "http://x/y", revision="c", etag='"e"', license="mit"),
+            ),
+            ModelFile("plain", component=None, shard=0, size_bytes=0, checksum="", path="", source=None),
+        ),
+        supports_reasoning=True,
+        layer_count=32,
+        context_length=4096,
+        architecture="llama",
     )
+
+
+def test_a_whole_download() -> None:
+    message = downloads_pb2.Download(
+        id="d",
+        spec=downloads_pb2.DownloadSpec(
+            items=[
+                downloads_pb2.DownloadItem(
+                    huggingface=downloads_pb2.HuggingFaceSource(repo="a/b", file="x/f.gguf", revision="v1"),
+                    component=models_pb2.COMPONENT_DIFFUSION_MODEL,
+                    checksum="sha256:00",
+                ),
+                downloads_pb2.DownloadItem(url="http://127.0.0.1/vae.safetensors", component=models_pb2.COMPONENT_VAE),
+                downloads_pb2.DownloadItem(),  # as from a newer server: a source that this client doesn't know
+            ],
+            name="Mine",
+            type=models_pb2.MODEL_TYPE_DIFFUSION,
+            model_id="mine",
+        ),
+        phase=downloads_pb2.DOWNLOAD_PHASE_FAILED,
+        create_time=Timestamp(seconds=1),
+        update_time=Timestamp(seconds=2),
+        bytes_done=2**40,
+        bytes_total=2**41,
+        bytes_per_second=1.5,
+        remaining=Duration(seconds=3, nanos=500_000_000),
+        files=[
+            downloads_pb2.FileProgress(
+                name="f.gguf", component=models_pb2.COMPONENT_DIFFUSION_MODEL, bytes_done=1, bytes_total=0
+            ),
+            downloads_pb2.FileProgress(name="vae.safetensors"),
+        ],
+        error=downloads_pb2.DownloadError(code="CHECKSUM_ERROR", message="It is not it.", facts={"expected": "00"}),
+        model=models_pb2.Model(id="mine"),
+        retries=4,
+        problem="the connection broke",
+    )
+    start = datetime(1970, 1, 1, tzinfo=UTC)
+    assert convert.download_from_pb(message) == Download(
+        id="d",
+        spec=DownloadSpec(
+            items=(
+                DownloadItem(HuggingFaceSource("a/b", "x/f.gguf", "v1"), Component.DIFFUSION_MODEL, "sha256:00"),
+                DownloadItem("http://127.0.0.1/vae.safetensors", Component.VAE),
+                DownloadItem(None),
+            ),
+            name="Mine",
+            type=ModelType.DIFFUSION,
+            model_id="mine",
+        ),
+        phase=DownloadPhase.FAILED,
+        create_time=start + timedelta(seconds=1),
+        update_time=start + timedelta(seconds=2),
+        bytes_done=2**40,
+        bytes_total=2**41,
+        bytes_per_second=1.5,
+        remaining_seconds=3.5,
+        files=(
+            FileProgress("f.gguf", Component.DIFFUSION_MODEL, 1, 0),
+            FileProgress("vae.safetensors", None, 0, None),
+        ),
+        error=DownloadFailure("CHECKSUM_ERROR", "It is not it.", {"expected": "00"}),
+        model=convert.model_from_pb(models_pb2.Model(id="mine")),
+        retries=4,
+        problem="the connection broke",
+    )
+
+
+def test_a_download_of_which_little_is_known() -> None:
+    download = convert.download_from_pb(downloads_pb2.Download(phase=downloads_pb2.DOWNLOAD_PHASE_QUEUED))
+    assert download.phase is DownloadPhase.QUEUED
+    assert (download.bytes_total, download.remaining_seconds, download.error, download.model) == (None,) * 4
+
+
+def test_what_verifying_found() -> None:
+    message = models_pb2.VerifyModelResponse(
+        bytes_done=2**40,
+        bytes_total=2**41,
+        result=models_pb2.VERIFICATION_INVALID,
+        files=[
+            models_pb2.FileVerification(
+                name="a", result=models_pb2.VERIFICATION_INVALID, expected="sha256:00", actual="sha256:11"
+            )
+        ],
+    )
+    assert convert.verify_progress_from_pb(message) == VerifyProgress(
+        2**40, 2**41, Verification.INVALID, (FileVerification("a", Verification.INVALID, "sha256:00", "sha256:11"),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [("", {}), ("{}", {}), ('{"a": 18446744073709551615, "b": [1.5, "x"]}', {"a": 2**64 - 1, "b": [1.5, "x"]})],
+)
+def test_a_raw_header(text: str, header: dict[str, object]) -> None:
+    assert convert.raw_metadata(models_pb2.GetModelResponse(raw_metadata_json=text)) == header
 
 
 def test_a_whole_engine() -> None:
@@ -225,6 +393,8 @@ def test_a_pending_and_a_failed_generation() -> None:
 
 CONVERSIONS: list[tuple[Callable[[Any], Any], Descriptor]] = [
     (convert.model_from_pb, models_pb2.Model.DESCRIPTOR),
+    (convert.verify_progress_from_pb, models_pb2.VerifyModelResponse.DESCRIPTOR),
+    (convert.download_from_pb, downloads_pb2.Download.DESCRIPTOR),
     (convert.engine_from_pb, engine_pb2.Engine.DESCRIPTOR),
     (convert.log_entry_from_pb, engine_pb2.LogEntry.DESCRIPTOR),
     (convert.generation_from_pb, generation_pb2.Generation.DESCRIPTOR),
@@ -233,6 +403,8 @@ CONVERSIONS: list[tuple[Callable[[Any], Any], Descriptor]] = [
 
 def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     """Anything that a server, a newer one too, may put into a field."""
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return st.dictionaries(TEXT, TEXT, max_size=3)
     scalars: dict[int, st.SearchStrategy[Any]] = {
         FieldDescriptor.CPPTYPE_STRING: TEXT,
         FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
@@ -270,7 +442,21 @@ def test_any_message_converts_and_keeps_its_plain_fields(
             assert getattr(result, field.name) == (None if absent else getattr(message, field.name))
 
 
-RENAMED = {"load_duration": "load_seconds", "keep_alive": "keep_alive_seconds", "duration": "duration_seconds"}
+RENAMED = {
+    "remaining": "remaining_seconds",
+    "load_duration": "load_seconds",
+    "keep_alive": "keep_alive_seconds",
+    "duration": "duration_seconds",
+}
+
+
+def _oneofs(descriptor: Any) -> list[OneofDescriptor]:
+    """Those that somebody wrote: each optional field has one of its own, too."""
+    return [oneof for oneof in descriptor.oneofs if not oneof.name.startswith("_")]
+
+
+def _in_oneof(field: Any) -> bool:
+    return any(field in oneof.fields for oneof in _oneofs(field.containing_type))
 
 
 @pytest.mark.parametrize(
@@ -278,6 +464,15 @@ RENAMED = {"load_duration": "load_seconds", "keep_alive": "keep_alive_seconds", 
     [
         (Model, models_pb2.Model),
         (ModelSource, models_pb2.ModelSource),
+        (ModelFile, models_pb2.ModelFile),
+        (VerifyProgress, models_pb2.VerifyModelResponse),
+        (FileVerification, models_pb2.FileVerification),
+        (Download, downloads_pb2.Download),
+        (DownloadSpec, downloads_pb2.DownloadSpec),
+        (DownloadItem, downloads_pb2.DownloadItem),
+        (HuggingFaceSource, downloads_pb2.HuggingFaceSource),
+        (FileProgress, downloads_pb2.FileProgress),
+        (DownloadFailure, downloads_pb2.DownloadError),
         (GgufMetadata, models_pb2.GgufMetadata),
         (Engine, engine_pb2.Engine),
         (EngineOptions, engine_pb2.EngineOptions),
@@ -290,7 +485,8 @@ RENAMED = {"load_duration": "load_seconds", "keep_alive": "keep_alive_seconds", 
     ],
 )
 def test_results_have_every_field_of_their_messages(kind: Any, message: type[Message]) -> None:
-    told = {RENAMED.get(field.name, field.name) for field in message.DESCRIPTOR.fields}
+    told = {RENAMED.get(field.name, field.name) for field in message.DESCRIPTOR.fields if not _in_oneof(field)}
+    told |= {oneof.name for oneof in _oneofs(message.DESCRIPTOR)}
     assert {field.name for field in dataclasses.fields(kind)} == told
 
 
@@ -300,6 +496,10 @@ def test_results_have_every_field_of_their_messages(kind: Any, message: type[Mes
         (ModelType, models_pb2.ModelType),
         (ModelFormat, models_pb2.ModelFormat),
         (SourceType, models_pb2.SourceType),
+        (Component, models_pb2.Component),
+        (MetadataStrategy, models_pb2.MetadataStrategy),
+        (Verification, models_pb2.Verification),
+        (DownloadPhase, downloads_pb2.DownloadPhase),
         (ServerState, engine_pb2.ServerState),
         (Health, engine_pb2.Health),
         (LogLevel, engine_pb2.LogLevel),
@@ -320,6 +520,10 @@ def test_a_number_that_is_not_known_has_its_documented_meaning(number: Any) -> N
     )
     assert model.source is not None
     assert (model.type, model.format, model.source.type) == (None, None, None)
+    file = models_pb2.ModelFile(component=number)
+    assert convert.model_from_pb(models_pb2.Model(files=[file])).files[0].component is None
+    assert convert.verify_progress_from_pb(models_pb2.VerifyModelResponse(result=number)).result is None
+    assert convert.download_from_pb(downloads_pb2.Download(phase=number)).phase is DownloadPhase.DOWNLOADING
     engine = convert.engine_from_pb(engine_pb2.Engine(state=number, health=number))
     assert (engine.state, engine.health) == (ServerState.STARTING, Health.UNKNOWN)
     assert convert.log_entry_from_pb(engine_pb2.LogEntry(level=number)).level is LogLevel.INFO

@@ -12,8 +12,11 @@ from grpc_status import rpc_status
 
 from contract.scripted import SERVICES
 from genaid.image.v1 import engine_pb2, generation_pb2
-from genaid.resource.v1 import models_pb2
+from genaid.resource.v1 import downloads_pb2, models_pb2
 from genaid_client import (
+    DownloadItem,
+    DownloadPhase,
+    DownloadSpec,
     GenaidError,
     GenerationSpec,
     Image,
@@ -149,3 +152,21 @@ def test_a_channel_that_was_given_is_not_closed() -> None:
         call: Any = shared.unary_unary("/still/open")
         with pytest.raises(grpc.RpcError):  # nobody listens there; a closed channel would be a ValueError
             call(b"", timeout=PATIENCE)
+
+
+def test_a_download_is_watched_to_its_end(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
+    result = caller.submit(lambda: [download.phase for download in resource.watch_download("d")])
+    request, call = take_stream(channel, "WatchDownload")
+    for phase in (downloads_pb2.DOWNLOAD_PHASE_DOWNLOADING, downloads_pb2.DOWNLOAD_PHASE_INSTALLED):
+        call.send_response(downloads_pb2.WatchDownloadResponse(download=downloads_pb2.Download(phase=phase)))
+    call.terminate(*OK)
+    assert request == downloads_pb2.WatchDownloadRequest(download_id="d")
+    assert result.result() == [DownloadPhase.DOWNLOADING, DownloadPhase.INSTALLED]
+
+
+def test_a_download_is_asked_for(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
+    result = caller.submit(resource.create_download, DownloadSpec((DownloadItem("http://127.0.0.1/x.gguf"),)))
+    request, call = take_unary(channel, "CreateDownload")
+    call.terminate(downloads_pb2.CreateDownloadResponse(download=downloads_pb2.Download(id="d")), *OK)
+    assert [item.url for item in request.spec.items] == ["http://127.0.0.1/x.gguf"]
+    assert result.result().id == "d"

@@ -17,6 +17,7 @@ from genaid_client import (
     GenerationSpec,
     GenerationState,
     ModelNotFoundError,
+    ServerBusyError,
     ServerState,
     Stage,
 )
@@ -194,8 +195,10 @@ async def test_a_model_that_vanished_or_rots_on_disk(worker: Worker) -> None:
         await worker.images.start_engine(model.id)
     path.write_bytes(content)
     await assert_draws(worker)
-    await worker.models.delete_model(model.id)
+    with pytest.raises(ServerBusyError, match="An engine has loaded"):
+        await worker.models.delete_model(model.id)
     await worker.images.stop_engine()
+    await worker.models.delete_model(model.id)
     with pytest.raises(ModelNotFoundError):
         await worker.images.start_engine(model.id)
 

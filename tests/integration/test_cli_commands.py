@@ -69,7 +69,12 @@ def test_the_life_of_a_model(running: RunningGenaid, here: tuple[str, str], demo
 
     shown = genaid("models", "show", LLM, *here)
     assert "sha256:" in shown.stdout
+    assert f"imported from {demo_models.llm.name}" in shown.stdout
     assert json.loads(genaid("models", "show", LLM, "--json", *here).stdout) == only_llms[0]
+    raw = json.loads(genaid("models", "show", LLM, "--raw", "--json", *here).stdout)
+    assert raw.pop("raw_metadata")["general.architecture"] == raw["architecture"] == "llama"
+    assert raw == only_llms[0]
+    assert "general.architecture" in genaid("models", "show", LLM, "--raw", *here).stdout
 
     removed = genaid("models", "rm", LLM, *here)
     assert removed.returncode == 0
@@ -78,6 +83,42 @@ def test_the_life_of_a_model(running: RunningGenaid, here: tuple[str, str], demo
     assert again.returncode == 1
     assert json.loads(again.stderr)["error"]["code"] == "MODEL_NOT_FOUND"
     assert demo_models.llm.exists()
+
+
+def test_a_damaged_model_is_found(here: tuple[str, str], demo_models: DemoModels, tmp_path: Path) -> None:
+    file = tmp_path / "copy.gguf"
+    file.write_bytes(demo_models.llm.read_bytes())
+    imported = genaid("models", "import", str(file), "--id", "fragile", "--json", *here)
+    assert imported.returncode == 0, imported.stderr
+    sound = genaid("models", "verify", "fragile", *here)
+    assert (sound.returncode, sound.stdout.split()[0]) == (0, "valid")
+
+    model = json.loads(imported.stdout)
+    with Path(model["path"]).open("r+b") as weights:
+        weights.seek(-1, io.SEEK_END)
+        last = weights.read(1)
+        weights.seek(-1, io.SEEK_END)
+        weights.write(bytes([last[0] ^ 1]))
+    damaged = genaid("models", "verify", "fragile", "--json", *here)
+    assert (damaged.returncode, damaged.stderr) == (1, "")
+    found = json.loads(damaged.stdout)
+    assert (found["result"], found["files"][0]["expected"]) == ("invalid", model["checksum"])
+    assert found["files"][0]["actual"] not in ("", model["checksum"])
+    assert genaid("models", "rm", "fragile", *here).returncode == 0
+    assert genaid("models", "verify", "fragile", *here).returncode == 1
+
+
+def test_a_header_is_read_anew(here: tuple[str, str], demo_models: DemoModels) -> None:
+    imported = genaid("models", "import", str(demo_models.llm), "--id", "reread", "--json", *here)
+    assert imported.returncode == 0, imported.stderr
+    for source in ("local-remote", "local-only", "remote-local"):
+        refreshed = genaid("models", "refresh", "reread", "--source", source, "--json", *here)
+        assert refreshed.returncode == 0, refreshed.stderr
+        assert json.loads(refreshed.stdout) == json.loads(imported.stdout)
+    elsewhere = genaid("models", "refresh", "reread", "--source", "remote-only", *here)
+    assert elsewhere.returncode == 1
+    assert "[DOWNLOAD_FAILED]" in elsewhere.stderr
+    assert genaid("models", "rm", "reread", *here).returncode == 0
 
 
 def test_a_file_that_is_no_model_is_refused_and_not_kept(

@@ -89,6 +89,20 @@ def test_version(runner: CliRunner) -> None:
         (["models", "import", "."], "is a directory"),
         (["models", "list", "--type", "music"], "Invalid value for '--type'"),
         (["models", "list", "--resource", "127.0.0.1:0"], "needs the real port"),
+        (["models", "refresh", "x", "--source", "hearsay"], "Invalid value for '--source'"),
+        (["pull"], "Missing argument 'SOURCE'"),
+        (["pull", "llama"], "Invalid value for SOURCE: 'llama' names nothing to download"),
+        (["pull", "hf:o/n"], "it names no file in the repository. For example: hf:TheBloke/"),
+        (["pull", "hf:o/n/f", "--checksum", "12"], "'12' is not sha256: and 64 hexadecimal digits"),
+        (["pull", "hf:o/n/f", "--type", "music"], "Invalid value for '--type'"),
+        (["pull", "hf:o/n/f", "--component", "vae"], "Invalid value for '--component': 'vae' is not ROLE=SOURCE"),
+        (
+            ["pull", "hf:o/n/f", "--component", "vae=hf:o/n/g", "--component", "vae=hf:o/n/h"],
+            "Invalid value for --component: vae is given twice",
+        ),
+        (["downloads", "sow"], "No such command 'sow'"),
+        (["downloads", "--al"], "No such option"),
+        (["downloads", "show"], "Missing argument 'ID'"),
         (["engine", "logs", "-n", "-1"], "Invalid value for '-n'"),
         (["demo-models"], "Missing argument 'DIR'"),
     ],
@@ -125,6 +139,34 @@ def test_without_a_server_it_says_how_to_start_one(
     failure = json.loads(runner.invoke(app, [*arguments, *place, "--json"]).stderr)
     assert failure["error"]["code"] == "UNREACHABLE"
     assert closed_port in failure["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pull", "hf:o/n/f.gguf"],
+        ["pull", "hf:o/n/f.gguf", "--detach"],
+        ["downloads"],
+        ["downloads", "list", "--all"],
+        ["downloads", "show", "x"],
+        ["downloads", "watch", "x"],
+        ["downloads", "cancel", "x"],
+        ["models", "list"],
+        ["models", "show", "x", "--raw"],
+        ["models", "verify", "x"],
+        ["models", "refresh", "x"],
+    ],
+)
+def test_without_a_resource_manager_it_says_how_to_start_one(
+    runner: CliRunner, arguments: list[str], closed_port: str, tmp_path: Path
+) -> None:
+    place = ["--resource", closed_port, "--data-dir", str(tmp_path)]
+    result = runner.invoke(app, [*arguments, *place])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "genaid up" in result.stderr
+    failure = json.loads(runner.invoke(app, [*arguments, *place, "--json"]).stderr)
+    assert failure["error"]["code"] == "UNREACHABLE"
 
 
 def test_an_import_without_a_server_copies_nothing(runner: CliRunner, closed_port: str, tmp_path: Path) -> None:

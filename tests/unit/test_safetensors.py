@@ -311,7 +311,7 @@ def test_any_json_object_is_read_or_refused(header: dict[str, object]) -> None:
 @given(
     shapes=st.lists(st.lists(st.integers(0, 5), max_size=4), max_size=6),
     dtype=st.sampled_from(["F32", "F16", "U8", "I64"]),
-    metadata=st.dictionaries(st.text(), st.text(), max_size=4),
+    metadata=st.dictionaries(st.text(max_size=80), st.text(), max_size=4),
 )
 def test_what_follows_the_format_is_read_back(shapes: list[list[int]], dtype: str, metadata: dict[str, str]) -> None:
     header: dict[str, object] = {"__metadata__": metadata}

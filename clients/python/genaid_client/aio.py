@@ -11,12 +11,15 @@ import grpc.aio
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.image.v1.engine_pb2_grpc import EngineServiceStub
 from genaid.image.v1.generation_pb2_grpc import GenerationServiceStub
-from genaid.resource.v1 import models_pb2
+from genaid.resource.v1 import downloads_pb2, models_pb2
+from genaid.resource.v1.downloads_pb2_grpc import DownloadServiceStub
 from genaid.resource.v1.models_pb2_grpc import ModelServiceStub
 from genaid_client import convert
 from genaid_client.channel import OPTIONS, cut_off, typed_errors
 from genaid_client.convert import request
 from genaid_client.types import (
+    Download,
+    DownloadSpec,
     Engine,
     EngineOptions,
     Generation,
@@ -24,8 +27,10 @@ from genaid_client.types import (
     GenerationState,
     Image,
     LogEntry,
+    MetadataStrategy,
     Model,
     ModelType,
+    VerifyProgress,
 )
 
 
@@ -102,11 +107,12 @@ class _AsyncClient:
 
 
 class AsyncResourceClient(_AsyncClient):
-    """The resource manager: the models that are installed."""
+    """The resource manager: the models that are installed, and those on their way."""
 
     def __init__(self, address: str, *, timeout: float = 10.0) -> None:
         super().__init__(address, timeout=timeout)
         self._models = ModelServiceStub(self._channel)
+        self._downloads = DownloadServiceStub(self._channel)
 
     async def list_models(self, type: ModelType | None = None) -> list[Model]:  # noqa: A002 - as in the contract
         """All installed models of a type, or of every type, ordered by id."""
@@ -141,6 +147,73 @@ class AsyncResourceClient(_AsyncClient):
     async def delete_model(self, model_id: str) -> None:
         """Remove a model and its files. Raises ModelNotFoundError, ServerBusyError and FileSystemError."""
         await self._call(self._models.DeleteModel, request(models_pb2.DeleteModelRequest, model_id=model_id))
+
+    async def get_raw_metadata(self, model_id: str) -> dict[str, object]:
+        """Everything that the header of a model's file says, by its keys; empty for a format without such a header.
+
+        Arrays of more than 1024 elements are `{"type": ..., "length": ...}`. Raises ModelNotFoundError.
+        """
+        message = request(models_pb2.GetModelRequest, model_id=model_id, include_raw_metadata=True)
+        return convert.raw_metadata(await self._call(self._models.GetModel, message))
+
+    def verify_model(self, model_id: str) -> AsyncGenerator[VerifyProgress, None]:
+        """Hash a model's files and compare them with their checksums: how far it is, and at last the result.
+
+        It takes about a second a gigabyte; leaving the iterator ends the work.
+        Raises ModelNotFoundError and FileSystemError when it is iterated.
+        """
+        message = request(models_pb2.VerifyModelRequest, model_id=model_id)
+        return self._stream(self._models.VerifyModel, message, convert.verified)
+
+    async def refresh_model_metadata(
+        self, model_id: str, strategy: MetadataStrategy = MetadataStrategy.LOCAL_REMOTE, timeout: float = 120
+    ) -> Model:
+        """Read the header of a model's file anew and keep what it says.
+
+        Raises ModelNotFoundError; InvalidRequestError where the file is no GGUF file or its header is damaged;
+        DownloadError where the source was to be asked and does not answer, or is not known.
+        """
+        message = convert.refresh_request(model_id, strategy)
+        response = await self._call(self._models.RefreshModelMetadata, message, timeout)
+        return convert.model_from_pb(response.model)
+
+    async def create_download(self, spec: DownloadSpec, *, request_id: str | None = None) -> Download:
+        """Ask for a model; returns as soon as the download is accepted. It outlives this client, and the service.
+
+        One that is under way for the same files is joined; where the model is installed, the download comes back as
+        INSTALLED. A repeat with the same `request_id` returns the original download. Raises InvalidRequestError.
+        """
+        message = convert.create_download_request(spec, request_id)
+        response = await self._call(self._downloads.CreateDownload, message)
+        return convert.download_from_pb(response.download)
+
+    async def get_download(self, download_id: str) -> Download:
+        """One download. Raises NotFoundError."""
+        message = request(downloads_pb2.GetDownloadRequest, download_id=download_id)
+        response = await self._call(self._downloads.GetDownload, message)
+        return convert.download_from_pb(response.download)
+
+    async def list_downloads(self, active_only: bool = False) -> list[Download]:
+        """The downloads that are under way and, unless `active_only`, those of the last week; the newest first."""
+        pages = await self._pages(self._downloads.ListDownloads, convert.list_downloads_request(active_only))
+        return [convert.download_from_pb(download) for page in pages for download in page.downloads]
+
+    async def cancel_download(self, download_id: str, timeout: float = 60) -> Download:
+        """End a download and remove what it has fetched. Repeating it is no error.
+
+        Raises NotFoundError; AlreadyTerminalError where it is installed or has failed.
+        """
+        message = request(downloads_pb2.CancelDownloadRequest, download_id=download_id)
+        response = await self._call(self._downloads.CancelDownload, message, timeout)
+        return convert.download_from_pb(response.download)
+
+    def watch_download(self, download_id: str) -> AsyncGenerator[Download, None]:
+        """A download as it is now, then the newest a few times a second; ends after a terminal phase.
+
+        Whether it succeeded, its last item says: see `raise_for_failure`. Raises NotFoundError when it is iterated.
+        """
+        message = request(downloads_pb2.WatchDownloadRequest, download_id=download_id)
+        return self._stream(self._downloads.WatchDownload, message, convert.watched_download)
 
 
 class AsyncImageClient(_AsyncClient):

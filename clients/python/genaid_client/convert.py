@@ -1,6 +1,7 @@
 """The one place where messages of the contract become results and arguments become messages; no calls here."""
 
 import dataclasses
+import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC
@@ -12,22 +13,33 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from genaid.image.v1 import engine_pb2, generation_pb2
-from genaid.resource.v1 import models_pb2
+from genaid.resource.v1 import downloads_pb2, models_pb2
 from genaid_client.errors import InvalidRequestError
 from genaid_client.types import (
+    Component,
+    Download,
+    DownloadFailure,
+    DownloadItem,
+    DownloadPhase,
+    DownloadSpec,
     Engine,
     EngineOptions,
+    FileProgress,
+    FileVerification,
     Generation,
     GenerationFailure,
     GenerationSpec,
     GenerationState,
     GgufMetadata,
     Health,
+    HuggingFaceSource,
     Image,
     ImageInfo,
     LogEntry,
     LogLevel,
+    MetadataStrategy,
     Model,
+    ModelFile,
     ModelFormat,
     ModelSource,
     ModelType,
@@ -36,6 +48,8 @@ from genaid_client.types import (
     ServerState,
     SourceType,
     Stage,
+    Verification,
+    VerifyProgress,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +79,10 @@ class _Names[Member: StrEnum, Number: int]:
 MODEL_TYPES: Final = _Names(ModelType, models_pb2.ModelType)
 MODEL_FORMATS: Final = _Names(ModelFormat, models_pb2.ModelFormat)
 SOURCE_TYPES: Final = _Names(SourceType, models_pb2.SourceType)
+COMPONENTS: Final = _Names(Component, models_pb2.Component)
+STRATEGIES: Final = _Names(MetadataStrategy, models_pb2.MetadataStrategy)
+VERIFICATIONS: Final = _Names(Verification, models_pb2.Verification)
+PHASES: Final = _Names(DownloadPhase, downloads_pb2.DownloadPhase)
 SERVER_STATES: Final = _Names(ServerState, engine_pb2.ServerState)
 HEALTHS: Final = _Names(Health, engine_pb2.Health)
 LOG_LEVELS: Final = _Names(LogLevel, engine_pb2.LogLevel)
@@ -120,6 +138,26 @@ def import_model_request(
     )
 
 
+def refresh_request(model_id: str, strategy: MetadataStrategy) -> models_pb2.RefreshModelMetadataRequest:
+    """The request of RefreshModelMetadata."""
+    return request(models_pb2.RefreshModelMetadataRequest, model_id=model_id, strategy=STRATEGIES.to_pb(strategy))
+
+
+def create_download_request(spec: DownloadSpec, request_id: str | None) -> downloads_pb2.CreateDownloadRequest:
+    """The request of CreateDownload, with an id of its own where none is given."""
+    return request(
+        downloads_pb2.CreateDownloadRequest,
+        spec=download_spec_to_pb(spec),
+        request_id=request_id or str(uuid.uuid4()),
+    )
+
+
+def list_downloads_request(active_only: bool) -> downloads_pb2.ListDownloadsRequest:
+    """The request of ListDownloads for the first page."""
+    # Each may carry a model of many shards: the default page could grow beyond one message of 4 MiB.
+    return downloads_pb2.ListDownloadsRequest(active_only=active_only, page_size=20)
+
+
 def start_engine_request(
     model_id: str, threads: int | None, options: EngineOptions, keep_alive_seconds: float | None, replace: bool
 ) -> engine_pb2.StartEngineRequest:
@@ -157,6 +195,29 @@ def spec_to_pb(spec: GenerationSpec) -> generation_pb2.GenerationSpec:
     )
 
 
+def download_spec_to_pb(spec: DownloadSpec) -> downloads_pb2.DownloadSpec:
+    """Raises InvalidRequestError for a value that no message can hold."""
+    return request(
+        downloads_pb2.DownloadSpec,
+        items=[_item_to_pb(item) for item in spec.items],
+        name=spec.name,
+        type=MODEL_TYPES.to_pb(spec.type),
+        model_id=spec.model_id,
+    )
+
+
+def _item_to_pb(item: DownloadItem) -> downloads_pb2.DownloadItem:
+    component, checksum = COMPONENTS.to_pb(item.component), item.checksum
+    match item.source:
+        case HuggingFaceSource() as hub:
+            source = request(downloads_pb2.HuggingFaceSource, **dataclasses.asdict(hub))
+            return request(downloads_pb2.DownloadItem, huggingface=source, component=component, checksum=checksum)
+        case str() as url:
+            return request(downloads_pb2.DownloadItem, url=url, component=component, checksum=checksum)
+        case None:
+            return request(downloads_pb2.DownloadItem, component=component, checksum=checksum)
+
+
 def model_from_pb(message: models_pb2.Model) -> Model:
     """One model."""
     return _mirror(
@@ -166,11 +227,74 @@ def model_from_pb(message: models_pb2.Model) -> Model:
         source=_source_from_pb(message.source) if message.HasField("source") else None,
         format=MODEL_FORMATS.from_pb(message.format),
         metadata=_mirror(GgufMetadata, message.metadata) if message.HasField("metadata") else None,
+        files=tuple(_file_from_pb(file) for file in message.files),
+    )
+
+
+def _file_from_pb(message: models_pb2.ModelFile) -> ModelFile:
+    return _mirror(
+        ModelFile,
+        message,
+        component=COMPONENTS.from_pb(message.component),
+        source=_source_from_pb(message.source) if message.HasField("source") else None,
     )
 
 
 def _source_from_pb(message: models_pb2.ModelSource) -> ModelSource:
     return _mirror(ModelSource, message, type=SOURCE_TYPES.from_pb(message.type))
+
+
+def raw_metadata(response: models_pb2.GetModelResponse) -> dict[str, object]:
+    """Everything that a header says, by its keys; empty for a format without such a header."""
+    parsed: dict[str, object] = json.loads(response.raw_metadata_json or "{}")
+    return parsed
+
+
+def verify_progress_from_pb(message: models_pb2.VerifyModelResponse) -> VerifyProgress:
+    """How far verifying is, or what it found."""
+    return _mirror(
+        VerifyProgress,
+        message,
+        result=VERIFICATIONS.from_pb(message.result),
+        files=tuple(
+            _mirror(FileVerification, file, result=VERIFICATIONS.from_pb(file.result)) for file in message.files
+        ),
+    )
+
+
+def download_from_pb(message: downloads_pb2.Download) -> Download:
+    """One download."""
+    return _mirror(
+        Download,
+        message,
+        spec=_mirror(
+            DownloadSpec,
+            message.spec,
+            items=tuple(_item_from_pb(item) for item in message.spec.items),
+            type=MODEL_TYPES.from_pb(message.spec.type),
+        ),
+        phase=PHASES.from_pb(message.phase) or DownloadPhase.DOWNLOADING,
+        remaining_seconds=_seconds(message.remaining) if message.HasField("remaining") else None,
+        files=tuple(
+            _mirror(FileProgress, file, component=COMPONENTS.from_pb(file.component)) for file in message.files
+        ),
+        error=(
+            _mirror(DownloadFailure, message.error, facts=dict(message.error.facts))
+            if message.HasField("error")
+            else None
+        ),
+        model=model_from_pb(message.model) if message.HasField("model") else None,
+    )
+
+
+def _item_from_pb(message: downloads_pb2.DownloadItem) -> DownloadItem:
+    source: HuggingFaceSource | str | None = None
+    match message.WhichOneof("source"):
+        case "huggingface":
+            source = _mirror(HuggingFaceSource, message.huggingface)
+        case "url":
+            source = message.url
+    return DownloadItem(source, COMPONENTS.from_pb(message.component), message.checksum)
 
 
 def engine_from_pb(message: engine_pb2.Engine) -> Engine:
@@ -234,6 +358,16 @@ def tailed_entries(response: engine_pb2.TailLogsResponse) -> Iterable[LogEntry]:
 def watched_generation(response: generation_pb2.WatchGenerationResponse) -> Iterable[Generation]:
     """What one message of WatchGeneration carries."""
     return (generation_from_pb(response.generation),)
+
+
+def verified(response: models_pb2.VerifyModelResponse) -> Iterable[VerifyProgress]:
+    """What one message of VerifyModel carries."""
+    return (verify_progress_from_pb(response),)
+
+
+def watched_download(response: downloads_pb2.WatchDownloadResponse) -> Iterable[Download]:
+    """What one message of WatchDownload carries."""
+    return (download_from_pb(response.download),)
 
 
 def image_chunk(response: generation_pb2.GetImageResponse) -> Iterable[bytes]:

@@ -6,6 +6,8 @@ A message is for people and never decides anything.
 
 from collections.abc import Mapping
 
+from genaid_client.types import Download
+
 
 class GenaidError(Exception):
     """A call failed. Raised as itself only for a reason that this version of the client doesn't know."""
@@ -31,7 +33,7 @@ class ModelNotFoundError(GenaidError):
 
 
 class NotFoundError(GenaidError):
-    """No such generation or image, or it expired."""
+    """No such generation, image or download, or it expired."""
 
     reason = "NOT_FOUND"
 
@@ -43,7 +45,7 @@ class ServerBusyError(GenaidError):
 
 
 class AlreadyTerminalError(GenaidError):
-    """The generation is complete or has failed, so it can't be cancelled."""
+    """What should be cancelled is complete, or has failed."""
 
     reason = "ALREADY_TERMINAL"
 
@@ -131,3 +133,12 @@ def error_for(reason: str, message: str, metadata: Mapping[str, str]) -> GenaidE
     error = GenaidError(message, metadata)
     error.reason = reason
     return error
+
+
+def raise_for_failure(download: Download) -> None:
+    """Raise the exception that belongs to the code of a download that failed; return for every other download.
+
+    Raises DownloadError, ChecksumError, InsufficientResourcesError, InvalidRequestError or FileSystemError.
+    """
+    if download.error is not None:
+        raise error_for(download.error.code, download.error.message, download.error.facts)

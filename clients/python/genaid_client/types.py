@@ -1,5 +1,6 @@
 """What calls take and return. Times are aware and in UTC, durations are seconds, sizes are bytes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -27,14 +28,66 @@ class SourceType(StrEnum):
     URL = "url"
 
 
+class Component(StrEnum):
+    """What a file is to a model of several; the whole model, and a shard of it, is none of these."""
+
+    DIFFUSION_MODEL = "diffusion_model"
+    CLIP_L = "clip_l"
+    CLIP_G = "clip_g"
+    T5XXL = "t5xxl"
+    LLM = "llm"
+    VAE = "vae"
+    TAE = "tae"
+
+
+class MetadataStrategy(StrEnum):
+    """Where a header is read anew: the file on the server's machine, its source, or one where the other fails."""
+
+    LOCAL_REMOTE = "local-remote"
+    LOCAL_ONLY = "local-only"
+    REMOTE_ONLY = "remote-only"
+    REMOTE_LOCAL = "remote-local"
+
+
+class Verification(StrEnum):
+    """What verifying found: the content is what its checksum says, is not, or there is no checksum."""
+
+    VALID = "valid"
+    INVALID = "invalid"
+    UNVERIFIABLE = "unverifiable"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The provenance of a model. `type` is None where it is not known to this client."""
+    """The provenance of a file. `type` is None where it is not known to this client.
+
+    `revision` is the commit of the hub repository, `license` its license tag; both are empty for other sources.
+    """
 
     type: SourceType | None
     url: str = ""
     repo: str = ""
     file: str = ""
+    revision: str = ""
+    etag: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One file of a model.
+
+    `component` is None for the whole model, for a shard, and where it is not known to this client. `shard` counts
+    from 1, and is 0 where the model is not sharded. `path` is on the server's machine.
+    """
+
+    name: str
+    component: Component | None
+    shard: int
+    size_bytes: int
+    checksum: str
+    path: str
+    source: ModelSource | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +117,10 @@ class GgufMetadata:
 class Model:
     """One installed model.
 
-    `path` is its file on the server's machine. `type` and `format` are None where they are not known to this client.
+    `path`, `source`, `checksum`, `format` and `metadata` are those of the file that an engine opens: the only one, the
+    first shard, or the diffusion model of several components; `path` is on the server's machine. `size_bytes` is of
+    all `files` together. `type` and `format` are None where they are not known to this client. `layer_count`,
+    `context_length` and `architecture` are estimates where the header does not say them.
     """
 
     id: str
@@ -77,6 +133,129 @@ class Model:
     checksum: str
     format: ModelFormat | None
     metadata: GgufMetadata | None
+    files: tuple[ModelFile, ...] = ()
+    supports_reasoning: bool = False
+    layer_count: int = 0
+    context_length: int = 0
+    architecture: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileVerification:
+    """What verifying found of one file; `actual` is empty where the file is missing, `expected` without a checksum."""
+
+    name: str
+    result: Verification | None
+    expected: str
+    actual: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyProgress:
+    """How far verifying is; `result`, of all files together, and `files` are there only at its end."""
+
+    bytes_done: int
+    bytes_total: int
+    result: Verification | None
+    files: tuple[FileVerification, ...]
+
+
+class DownloadPhase(StrEnum):
+    """Where a download is. A phase that this client doesn't know is read as DOWNLOADING."""
+
+    QUEUED = "queued"
+    CHECKING = "checking"
+    DOWNLOADING = "downloading"
+    VERIFYING = "verifying"
+    INSTALLED = "installed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the download will not change any more."""
+        return self in {DownloadPhase.INSTALLED, DownloadPhase.FAILED, DownloadPhase.CANCELLED}
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceSource:
+    """A file on the Hugging Face hub: `repo` is owner/name, `file` has its folders, `revision` is `main` if empty."""
+
+    repo: str
+    file: str
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadItem:
+    """One file to fetch: from the hub, or from an http or https address.
+
+    `component` is None for a model of one file, or of shards. `checksum` is `sha256:` and 64 hexadecimal digits; empty
+    for the hub's, if it has one. `source` is None only on a download that comes back, where this client doesn't know
+    the kind.
+    """
+
+    source: HuggingFaceSource | str | None
+    component: Component | None = None
+    checksum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadSpec:
+    """What to fetch.
+
+    `items` are one file; or the first of several shards, whose others are found by name; or one file a component, the
+    diffusion model among them. The rest is told from the header where it is not given.
+    """
+
+    items: tuple[DownloadItem, ...]
+    name: str = ""
+    type: ModelType | None = None
+    model_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileProgress:
+    """How far one file is; `bytes_total` is None while it is not known. `bytes_done` never falls."""
+
+    name: str
+    component: Component | None
+    bytes_done: int
+    bytes_total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadFailure:
+    """Why a download failed: a stable reason such as CHECKSUM_ERROR, what happened, for people, and facts."""
+
+    code: str
+    message: str
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """One download as it is at one moment.
+
+    Bytes are of all files together; `bytes_total` is None while not all sizes are known, `remaining_seconds` while it
+    can't be told. `error` is there only on a failed one, `model` only on an installed one. `retries` is how often
+    something had to be tried again; `problem` says why something is being tried again now.
+    """
+
+    id: str
+    spec: DownloadSpec
+    phase: DownloadPhase
+    create_time: datetime
+    update_time: datetime
+    bytes_done: int
+    bytes_total: int | None
+    bytes_per_second: float
+    remaining_seconds: float | None
+    files: tuple[FileProgress, ...]
+    error: DownloadFailure | None
+    model: Model | None
+    retries: int
+    problem: str
 
 
 class ServerState(StrEnum):

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.filesize import decimal
 
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.output import print_json, say
+from genaid_server.cli.units import format_bytes
 from genaid_server.demo.models import write_all
 
 app = typer.Typer(rich_markup_mode=None)
@@ -31,7 +31,7 @@ def demo_models(
         return
     for file in files:
         print(file)
-        say(f"  {decimal(file.stat().st_size)}")
+        say(f"  {format_bytes(file.stat().st_size)}")
     image_model = next(file for file in files if "diffusion" in file.name)
     say("Their weights are random: images are coloured noise, text is gibberish.")
     say(f'With genaid running ("genaid up"), go on with: genaid models import "{image_model}"')

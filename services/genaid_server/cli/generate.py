@@ -28,13 +28,11 @@ from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
 from genaid_server.cli.engine import start_with_model
-from genaid_server.cli.output import print_json, say
+from genaid_server.cli.output import INTERRUPTED, print_json, say
 from genaid_server.cli.progress import describe, detail, percentage, work_bar
 from genaid_server.kit.files import write_atomic
 
 app = typer.Typer(rich_markup_mode=None)
-
-INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 
 
 @dataclass(frozen=True)

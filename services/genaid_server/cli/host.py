@@ -51,6 +51,7 @@ def host(hosting: Hosting) -> None:
     """
     require_free([address for address in hosting.listens if address.port])
     logging.basicConfig(level=hosting.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells of every request at INFO
     with ExitStack() as locks:
         for name in hosting.locks:
             locks.enter_context(_locked(hosting.data_dir, name))

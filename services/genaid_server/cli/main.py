@@ -15,7 +15,9 @@ from genaid_server.cli.output import flush_stdout, prepare_streams
 COMMANDS: Final = {
     "up": ("up", "Run everything in one process."),
     "generate": ("generate", "Make images from a prompt."),
-    "models": ("models", "Import, list and remove models."),
+    "pull": ("pull", "Download a model."),
+    "downloads": ("downloads", "Show, watch and cancel downloads."),
+    "models": ("models", "List, show, import, verify and remove models."),
     "engine": ("engine", "Control the image engine."),
     "status": ("engine", "Show what runs."),
     "demo-models": ("demo_models", "Write small models with random weights."),

@@ -1,26 +1,32 @@
-"""`genaid models`: import, list, show, remove."""
+"""`genaid models`: import, list, show, verify, refresh, remove."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
 
-from genaid_client import Model, ModelType, ResourceClient
+from genaid_client import (
+    MetadataStrategy,
+    ModelType,
+    ResourceClient,
+    ServerError,
+    Verification,
+    VerifyProgress,
+)
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
+from genaid_server.cli.following import what_next
 from genaid_server.cli.inbox import placed
-from genaid_server.cli.output import print_json, say
-from genaid_server.cli.progress import copy_bar, waiting_bar
-
-WIDE = 10_000  # columns; ids are there to be copied, so a long row is folded by the terminal, if at all
+from genaid_server.cli.model_details import model_details, model_row, raw_rows, type_name
+from genaid_server.cli.output import print_json, printable, say
+from genaid_server.cli.progress import bytes_bar, copy_bar, waiting_bar
+from genaid_server.cli.tables import print_details, print_table
+from genaid_server.cli.units import format_bytes
 
 app = typer.Typer(rich_markup_mode=None)
-models = typer.Typer(no_args_is_help=True, help="Import, list and remove models.")
+models = typer.Typer(no_args_is_help=True, help="List, show, import, verify and remove models.")
 app.add_typer(models, name="models")
 
 ModelId = Annotated[str, typer.Argument(metavar="ID", help="The model's id; `genaid models list` shows it.")]
@@ -61,9 +67,7 @@ def import_model(
         print_json(model)
         return
     print(model.id)
-    say(f"Imported {model.name}: {_type_name(model)}, {decimal(model.size_bytes)}.")
-    if model.type is ModelType.DIFFUSION:
-        say(f'Make an image with it: genaid generate --model {model.id} "a prompt"')
+    say(f"Imported {printable(model.name)}: {type_name(model)}, {format_bytes(model.size_bytes)}.\n{what_next(model)}")
 
 
 @models.command("list", cls=Command)
@@ -79,14 +83,16 @@ def list_models(
     if as_json:
         print_json(found)
     elif not found:
-        say("No models yet. Import one with: genaid models import FILE")
+        say("No models yet. Get one with: genaid pull hf:OWNER/REPO/FILE, or: genaid models import FILE")
     else:
-        Console(width=WIDE).print(_table(found))
+        columns = ("ID", "NAME", "TYPE", "ARCHITECTURE", "LAYERS", "CONTEXT", "SIZE", "ADDED")
+        print_table(columns, map(model_row, found), right=("LAYERS", "CONTEXT", "SIZE"))
 
 
 @models.command("show", cls=Command)
 def show_model(
     model_id: ModelId,
+    raw: Annotated[bool, typer.Option("--raw", help="Everything that the file's header says, too.")] = False,
     resource: options.ResourceServer = None,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
@@ -94,10 +100,56 @@ def show_model(
     """Show one model."""
     with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
         model = client.get_model(model_id)
+        header = client.get_raw_metadata(model_id) if raw else {}
+    if as_json:
+        print_json({**asdict(model), "raw_metadata": header} if raw else model)
+        return
+    print_details(model_details(model))
+    if raw:
+        print()
+        print_details(raw_rows(header))
+
+
+@models.command("verify", cls=Command)
+def verify_model(
+    model_id: ModelId,
+    resource: options.ResourceServer = None,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check that a model's files are what was installed.
+
+    The exit status is 1 where one is not. It reads all of them: about a second a gigabyte.
+    """
+    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
+        found = _verify(client, model_id)
+    if as_json:
+        print_json({"id": model_id, "result": found.result, "files": found.files})
+    else:
+        _tell_verification(model_id, found)
+    if found.result is Verification.INVALID:
+        raise typer.Exit(1)
+
+
+@models.command("refresh", cls=Command)
+def refresh_model(
+    model_id: ModelId,
+    source: Annotated[
+        MetadataStrategy,
+        typer.Option("--source", help="Where to read: the file here, its source, or one where the other fails."),
+    ] = MetadataStrategy.LOCAL_REMOTE,
+    resource: options.ResourceServer = None,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Read the header of a model's file anew."""
+    server = find_server(data_dir, resource=resource)
+    with ResourceClient(server.resource) as client, waiting_bar(f"reading the header of {model_id}"):
+        model = client.refresh_model_metadata(model_id, source)
     if as_json:
         print_json(model)
     else:
-        Console(width=WIDE).print(_details(model))
+        print_details(model_details(model))
 
 
 @models.command("rm", cls=Command)
@@ -107,7 +159,7 @@ def remove_model(
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Remove a model and its file from the store."""
+    """Remove a model and its files from the store."""
     with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
         client.delete_model(model_id)
     if as_json:
@@ -116,50 +168,25 @@ def remove_model(
         say(f"Removed {model_id}.")
 
 
-def _type_name(model: Model) -> str:
-    return model.type.value if model.type else "unknown"
+def _verify(client: ResourceClient, model_id: str) -> VerifyProgress:
+    found: VerifyProgress | None = None
+    with bytes_bar(f"verifying {model_id}") as show:
+        for found in client.verify_model(model_id):
+            show(found.bytes_done, found.bytes_total)
+    if found is None or found.result is None:
+        raise ServerError("The server stopped verifying before it was done; try again.")
+    return found
 
 
-def _table(found: list[Model]) -> Table:
-    table = Table("ID", "NAME", "TYPE", "ARCHITECTURE", box=None, pad_edge=False, header_style="bold")
-    table.add_column("SIZE", justify="right")
-    table.add_column("ADDED")
-    for model in found:
-        cells = (
-            model.id,
-            model.name,
-            _type_name(model),
-            model.metadata.architecture if model.metadata else "",
-            decimal(model.size_bytes),
-            f"{model.create_time.astimezone():%Y-%m-%d}",
-        )
-        table.add_row(*map(Text, cells))
-    return table
-
-
-def _details(model: Model) -> Table:
-    rows: dict[str, object] = {
-        "id": model.id,
-        "name": model.name,
-        "type": _type_name(model),
-        "format": model.format,
-        "size": f"{decimal(model.size_bytes)} ({model.size_bytes:,} bytes)",
-        "added": f"{model.create_time.astimezone():%Y-%m-%d %H:%M}",
-        "file": model.path,
-        "checksum": model.checksum,
-    }
-    if model.metadata is not None:
-        rows |= {
-            "architecture": model.metadata.architecture,
-            "layers": model.metadata.block_count,
-            "context": model.metadata.context_length,
-            "vocabulary": model.metadata.vocab_size,
-            "tensors": model.metadata.tensor_count,
-        }
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for label, value in rows.items():
-        if value not in (None, ""):
-            table.add_row(label, Text(str(value)))
-    return table
+def _tell_verification(model_id: str, found: VerifyProgress) -> None:
+    for file in found.files:
+        print(f"{file.result or 'unknown':<12} {printable(file.name)}")
+        if file.result is Verification.INVALID:
+            print(f"  expected {file.expected}\n  found    {file.actual or 'no file'}")
+    match found.result:
+        case Verification.VALID:
+            say(f"{model_id} is what was installed.")
+        case Verification.INVALID:
+            say(f"{model_id} is damaged. Remove it with: genaid models rm {model_id}, and get it again.")
+        case _:
+            say(f"{model_id} can't be verified: there is no checksum to compare with.")

@@ -7,13 +7,25 @@ import os
 import sys
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
+from typing import Final
 
 import typer
+
+INTERRUPTED: Final = 130  # the exit status that shells give to Ctrl-C
+
+
+def printable(text: str) -> str:
+    """Escape what would move the cursor or colour the terminal: names and headers come from strangers."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def fail(code: str, message: str, *, as_json: bool) -> typer.Exit:
     """Print a failure on stderr and return what to raise."""
-    say(json.dumps({"error": {"code": code, "message": message}}) if as_json else f"Error: {message} [{code}]")
+    say(
+        json.dumps({"error": {"code": code, "message": message}})
+        if as_json
+        else f"Error: {printable(message)} [{code}]"
+    )
     return typer.Exit(1)
 
 

@@ -7,15 +7,16 @@ from typing import Final
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
 from genaid_client import Generation, GenerationState, Stage
+from genaid_server.cli.units import format_bytes, format_seconds, format_speed
 
 STAGE_NAMES: Final = {Stage.LOADING: "loading the model", Stage.DIFFUSION: "drawing", Stage.DECODING: "decoding"}
 
@@ -40,13 +41,40 @@ def work_bar() -> Iterator[ShowWork]:
 @contextmanager
 def copy_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a copy of `total` bytes; yields what to call with the number of bytes that were copied since."""
-    with _progress(_plain("name"), BarColumn(), DownloadColumn(), TransferSpeedColumn()) as progress:
+    with _progress(_plain("name"), BarColumn(), BytesColumn()) as progress:
         task = progress.add_task("", total=total, name=f"copying {name}")
 
         def advance(count: int) -> None:
             progress.advance(task, count)
 
         yield advance
+
+
+@contextmanager
+def bytes_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Show work on bytes; yields what to call with how many are done and how many there are."""
+    with _progress(_plain("name"), BarColumn(), BytesColumn()) as progress:
+        task = progress.add_task("", total=None, name=name)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield show
+
+
+class BytesColumn(ProgressColumn):
+    """How many bytes of how many, how fast, and how long it will take."""
+
+    def render(self, task: Task) -> Text:
+        """Draw the column (called by rich)."""
+        parts = [format_bytes(task.completed)]
+        if task.total is not None:
+            parts[0] += f" of {format_bytes(task.total)}"
+        if task.speed is not None:
+            parts.append(format_speed(task.speed))
+        if task.time_remaining is not None:
+            parts.append(f"{format_seconds(task.time_remaining)} left")
+        return Text(", ".join(parts))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from genaid_client import AsyncResourceClient, Model, ModelType
 from genaid_client import errors as client_errors
 from genaid_server.image.core.engine import Engine, InstalledModel
 from genaid_server.image.core.generations import Generations, Limits
+from genaid_server.image.core.process import WHOLE
 from genaid_server.image.core.progress import Calibration
 from genaid_server.image.servicers import EngineServicer, GenerationServicer
 from genaid_server.kit import errors, rpc
@@ -39,7 +40,8 @@ class ModelsOfManager:
 
 
 def _installed(model: Model) -> InstalledModel:
-    return InstalledModel(model.id, model.name, Path(model.path), model.type is ModelType.DIFFUSION)
+    files = tuple((file.component.value if file.component else WHOLE, Path(file.path)) for file in model.files)
+    return InstalledModel(model.id, model.name, files, model.type is ModelType.DIFFUSION)
 
 
 def _translated(error: client_errors.GenaidError) -> errors.DomainError:

@@ -87,6 +87,27 @@ class ResourceConfig(Section):
     listen: Listen = Address("127.0.0.1", 8082)
 
 
+class DownloadsConfig(Section):
+    """How models are fetched."""
+
+    parallel: int = Field(2, ge=1, le=16)
+    """How many downloads run at once; the others wait."""
+    reserve_bytes: int = Field(1_073_741_824, ge=0)
+    """How much of the disk is left free at least."""
+    stall_seconds: float = Field(30.0, gt=0)
+    """How long nothing may arrive before it is tried again."""
+    attempts: int = Field(10, ge=1, le=1000)
+    """How often in a row something is tried before the download fails."""
+    first_delay_seconds: float = Field(1.0, ge=0)
+    """How long to wait before the second try; it doubles with each further one."""
+    max_delay_seconds: float = Field(60.0, ge=0)
+    """How long to wait at most."""
+    hub_endpoint: str = ""
+    """Address of the Hugging Face hub or a mirror; empty for HF_ENDPOINT, else the hub itself."""
+    hub_token: str = ""
+    """Token for private repositories; empty for HF_TOKEN, else the one that huggingface_hub has stored."""
+
+
 class ImageConfig(Section):
     """The image worker."""
 
@@ -120,6 +141,7 @@ class Config(Section):
     """Where models, logs and calibration are kept; empty for the platform's own place."""
     gateway: GatewayConfig = GatewayConfig()
     resource: ResourceConfig = ResourceConfig()
+    downloads: DownloadsConfig = DownloadsConfig()
     image: ImageConfig = ImageConfig()
 
 

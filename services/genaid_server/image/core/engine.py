@@ -17,6 +17,7 @@ import psutil
 from genaid_server.image.core.process import EngineConfig, EngineOptions, EngineProcess, engine_process
 from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError, ServerBusyError, ServerError
 from genaid_server.kit.logbook import Level, Logbook
+from genaid_server.kit.model_lock import held, lock_of
 from genaid_server.kit.supervisor import Report, Snapshot, State, Supervisor
 from genaid_server.kit.watchable import Watchable
 
@@ -27,11 +28,11 @@ DEFAULT_OPTIONS: Final = EngineOptions()
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """What the worker needs to know of a model in the store."""
+    """What the worker needs to know of a model in the store; `files` as in EngineConfig."""
 
     id: str
     name: str
-    path: Path
+    files: tuple[tuple[str, Path], ...]
     is_diffusion: bool
 
 
@@ -227,7 +228,7 @@ class Engine:
         return self._starters > 0 or self._users > 0 or self._life.state in (State.STARTING, State.RUNNING)
 
     def _config(self, model: InstalledModel, threads: int, options: EngineOptions) -> EngineConfig:
-        return EngineConfig(model.id, model.name, model.path, threads, options, self._variant)
+        return EngineConfig(model.id, model.name, model.files, threads, options, self._variant)
 
     async def _choose(self) -> InstalledModel:
         if self._default_model:
@@ -256,7 +257,8 @@ class Engine:
     @asynccontextmanager
     async def _launch(self, config: EngineConfig, report: Report) -> AsyncIterator[EngineProcess]:
         self._logbook.append(Level.INFO, f"starting with {config.model_id}, {config.threads} threads, {config.variant}")
-        async with engine_process(config, report, self._logbook, self._command) as process:
+        lock = lock_of(config.files[0][1], config.model_id)  # while it is held, the model can't be deleted
+        async with held(lock), engine_process(config, report, self._logbook, self._command) as process:
             yield process
 
     async def _follow(self) -> None:

@@ -19,6 +19,7 @@ from genaid_server.kit.logbook import Level, LineSplitter, Logbook, guess_level
 from genaid_server.kit.supervisor import Report
 
 BUILT_IN: Final = (sys.executable, "-P", "-m", "genaid_server.engines.image")
+WHOLE: Final = "model"  # what the only file of a model is to it
 LAST_LINES: Final = 10
 MAX_REASON: Final = 4000  # characters
 
@@ -38,11 +39,15 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What a life of the engine needs to know: two lives with equal configurations are the same to callers."""
+    """What a life of the engine needs to know: two lives with equal configurations are the same to callers.
+
+    `files` are the model's files with what each is to it: one `model`, or several components, the diffusion model
+    first.
+    """
 
     model_id: str
     model_name: str
-    model_path: Path
+    files: tuple[tuple[str, Path], ...]
     threads: int
     options: EngineOptions = EngineOptions()
     variant: str = "cpu"
@@ -185,10 +190,12 @@ class EngineProcess:
     def attach(self, process: Child) -> None:
         """Take the started child and have it load the model."""
         self._child = process
+        files = {component: str(path) for component, path in self._config.files}
         self._send(
             {
                 "op": "load",
-                "model": str(self._config.model_path),
+                "model": files.pop(WHOLE, None),
+                "components": files,
                 "threads": self._config.threads,
                 "options": asdict(self._config.options),
             }

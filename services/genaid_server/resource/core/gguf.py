@@ -42,7 +42,7 @@ that someone put in, such as a whole tokenizer.json."""
 MAX_KEY_BYTES: Final = 65_535
 """The longest key, which the format fixes, and the longest name of a tensor, which it doesn't."""
 MAX_SHORT_ARRAY: Final = 1024
-"""Elements of an array of numbers that is always kept: one value for each layer, for example."""
+"""Elements of an array that counts as short. One of numbers is always kept: one value for each layer, for example."""
 MAX_KEPT_BYTES: Final = 40 * 2**20
 """Memory for everything that a header leaves behind."""
 MAX_KEPT_BYTES_WITH_ARRAYS: Final = 512 * 2**20
@@ -202,20 +202,21 @@ class GgufHeader:
     tensor_bytes: int
 
 
-def read_header(path: Path, *, arrays: bool = False) -> GgufHeader:
+def read_header(path: Path, *, arrays: bool = False, short_arrays: bool = False) -> GgufHeader:
     """Read the header of the file at `path`; see `parse_header`. Raises OSError where the disk refuses."""
     with FileSource(path) as source:
-        return parse_header(source, arrays=arrays)
+        return parse_header(source, arrays=arrays, short_arrays=short_arrays)
 
 
-def parse_header(source: Source, *, arrays: bool = False) -> GgufHeader:
+def parse_header(source: Source, *, arrays: bool = False, short_arrays: bool = False) -> GgufHeader:
     """Read a GGUF header.
 
     `arrays` keeps the elements of all arrays, and not only those of short arrays of numbers; that may take up to
-    MAX_KEPT_BYTES_WITH_ARRAYS of memory. Raises InvalidRequestError where the file isn't GGUF, is of a version
-    that can't be read, is damaged, or ends before its tensors do.
+    MAX_KEPT_BYTES_WITH_ARRAYS of memory. `short_arrays` keeps those of short arrays of any type. Raises
+    InvalidRequestError where the file isn't GGUF, is of a version that can't be read, is damaged, or ends before its
+    tensors do.
     """
-    return _Parser(source, arrays).parse()
+    return _Parser(source, arrays, short_arrays).parse()
 
 
 # --- errors
@@ -347,10 +348,11 @@ class _Cursor:
 class _Parser:
     """Reads one header, and counts what it costs."""
 
-    def __init__(self, source: Source, arrays: bool) -> None:
+    def __init__(self, source: Source, arrays: bool, short_arrays: bool) -> None:
         self._source = source
         self._cursor = _Cursor(source)
         self._keep_arrays = arrays
+        self._keep_short_arrays = short_arrays
         self._memory_left = MAX_KEPT_BYTES_WITH_ARRAYS if arrays else MAX_KEPT_BYTES
         self._arrays_left = MAX_ARRAYS
         self._strings_left = MAX_STRINGS
@@ -468,12 +470,16 @@ class _Parser:
             return self._strings(length)
         return self._numbers(kind, length)
 
+    def _keeps(self, length: int) -> bool:
+        """Whether to keep the elements of an array of strings or of arrays."""
+        return self._keep_arrays or (self._keep_short_arrays and length <= MAX_SHORT_ARRAY)
+
     def _nested(self, length: int, depth: int) -> ArrayField:
         if depth == MAX_ARRAY_DEPTH:
             raise _damaged(f"its arrays are nested more than {MAX_ARRAY_DEPTH} deep")
         if length > self._arrays_left:
             raise _too_large(f"has more than {MAX_ARRAYS} arrays")
-        if self._keep_arrays:
+        if self._keeps(length):
             self._spend(length * _PAIR_COST)
             return ArrayField(ValueType.ARRAY, length, tuple(self._array(depth + 1) for _ in range(length)))
         for _ in range(length):
@@ -484,7 +490,7 @@ class _Parser:
         self._strings_left -= length
         if self._strings_left < 0:
             raise _too_large(f"has more than {MAX_STRINGS} strings in arrays")
-        if self._keep_arrays:
+        if self._keeps(length):
             self._spend(length * _U64.size)
             return ArrayField(ValueType.STRING, length, tuple(self._string() for _ in range(length)))
         self._cursor.skip_strings(length)

@@ -1,7 +1,8 @@
 """What a GGUF header means: the fields that people and planners ask for, and what the model is for."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from genaid_server.resource.core.gguf import ArrayField, GgufHeader, Value
@@ -11,7 +12,8 @@ from genaid_server.resource.core.gguf import ArrayField, GgufHeader, Value
 class GgufMetadata:
     """The part of a header that people and planners ask for. None or "" is what the header doesn't say.
 
-    Counts and lengths are at least 0 and below 2**63; where layers differ in one, it is the greatest.
+    Counts and lengths are at least 0 and below 2**63; where layers differ in one, it is the greatest. Of a model in
+    shards, `tensor_count` and `tensor_bytes` are those of all shards together.
     """
 
     version: int = 0
@@ -72,6 +74,15 @@ def metadata(header: GgufHeader) -> GgufMetadata:
     )
 
 
+def metadata_of_shards(headers: Sequence[GgufHeader]) -> GgufMetadata:
+    """What the headers of all shards say together, the first shard's first: the others have little but tensors."""
+    return replace(
+        metadata(headers[0]),
+        tensor_count=sum(header.tensor_count for header in headers),
+        tensor_bytes=sum(header.tensor_bytes for header in headers),
+    )
+
+
 def _text(header: GgufHeader, key: str) -> str:
     value = header.fields.get(key)
     if not isinstance(value, str):
@@ -89,6 +100,9 @@ def _integer(value: Value | None) -> int | None:
 
 
 def _float(value: Value | None) -> float | None:
+    if isinstance(value, ArrayField):
+        numbers = [number for each in value.values or () if (number := _float(each)) is not None]
+        return max(numbers, default=None)
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
@@ -111,14 +125,17 @@ _DIFFUSION_TENSORS: Final = (
 )
 
 
-def guess_type(header: GgufHeader) -> Literal["llm", "diffusion"] | None:
-    """Tell what the model is for, or None where the header leaves it open."""
+def guess_type(header: GgufHeader, shards: Iterable[GgufHeader] = ()) -> Literal["llm", "diffusion"] | None:
+    """Tell what the model is for, or None where the header leaves it open.
+
+    `shards` are the headers of its other shards: a first one may be without tensors.
+    """
     architecture = _text(header, "general.architecture")
     if architecture in _DIFFUSION_ARCHITECTURES:
         return "diffusion"
     if architecture in _SHARED_ARCHITECTURES:
         return None
-    names = [tensor.name for tensor in header.tensors]
+    names = [tensor.name for each in (header, *shards) for tensor in each.tensors]
     if "tokenizer.ggml.model" in header.fields and any(
         name == "token_embd.weight" or name.startswith("blk.0.") for name in names
     ):

@@ -1,49 +1,54 @@
 """The models on this machine, and the only one who adds or removes any.
 
-Below the data directory lie `models/llm` and `models/diffusion`, with each model's weights and beside them its
-record, ID.json; and `inbox`, where a file to import has to be put first. A record is written after the weights are
-in place and removed before they are, and both appear by renaming: whenever the process dies, each model is either
-wholly there or not at all.
+Below the data directory lie `models/llm` and `models/diffusion`, with each model's weights and its record, ID.json;
+and `inbox`, where a file to import has to be put first. A record is written after the weights are in place and
+leaves its place before they do, and both appear by renaming: whenever the process dies, each model is either wholly
+there or not at all, and what a journal says was half done is undone when the store is opened again.
 """
 
 import asyncio
 import contextlib
-import logging
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from genaid_server.kit.errors import (
+    FileSystemError,
     InvalidRequestError,
     ModelNotFoundError,
     ServerBusyError,
     ServerError,
 )
-from genaid_server.kit.files import write_atomic
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core.model import Model, ModelFormat, ModelSource, ModelType, SourceType
-from genaid_server.resource.core.names import MAX_ID, check_file_name, check_id, check_name, readable, slug, variants
-from genaid_server.resource.core.records import read_record, to_record
+from genaid_server.resource.core import gguf, raw
+from genaid_server.resource.core.candidates import Candidate, inspect
+from genaid_server.resource.core.loading import load
+from genaid_server.resource.core.model import (
+    Model,
+    ModelFile,
+    ModelFormat,
+    ModelSource,
+    ModelType,
+    SourceType,
+    StagedFile,
+)
+from genaid_server.resource.core.names import MAX_ID, check_file_name, check_id, check_name, slug, variants
+from genaid_server.resource.core.refreshing import RemoteHeader, Strategy, fresh_header, refreshed
+from genaid_server.resource.core.shelf import Shelf
+from genaid_server.resource.core.verification import VerifyProgress, verify_files
 from genaid_server.resource.core.weights import (
-    Candidate,
+    Stamp,
     StoppedError,
     check_stamp,
     checksum_of,
-    decide_type,
     flush,
-    free_path,
     missing,
-    move,
     on_disk,
-    read_header,
     read_stamp,
 )
-
-log = logging.getLogger(__name__)
 
 MAX_REQUEST_ID: Final = 128
 REMEMBERED_REQUESTS: Final = 1024
@@ -59,13 +64,13 @@ class ModelStore:
 
     def __init__(self, data_dir: Path) -> None:
         """Use `open`, which also loads what is there."""
-        root = data_dir.absolute()
-        self._inbox = root / "inbox"
-        self._folders = {kind: root / "models" / kind for kind in ModelType}
+        self._shelf = Shelf(data_dir)
         self._models: dict[str, Model] = {}
         self._ordered: tuple[Model, ...] | None = ()
+        self._by_checksum: dict[str, ModelFile] | None = None
         self._lock = asyncio.Lock()
         self._stop = threading.Event()
+        self._verifications: set[threading.Event] = set()
         self._imports: set[asyncio.Task[Model]] = set()
         self._running: dict[str, asyncio.Task[Model]] = {}
         self._answered: OrderedDict[str, Model] = OrderedDict()
@@ -80,21 +85,34 @@ class ModelStore:
         where the folders can't be made or read.
         """
         store = cls(data_dir)
-        await asyncio.to_thread(store._load)
+        with on_disk("open", "the model store"):
+            store._models = await asyncio.to_thread(load, store._shelf)
+        store._ordered = None
         return store
 
     async def close(self) -> None:
-        """Stop imports that aren't finished, and wait until no change is under way. Nothing can be imported after."""
+        """Stop imports and verifications that aren't finished, and wait until no change is under way.
+
+        Nothing can be imported or installed after.
+        """
         self._stop.set()
+        self.end_verifications()
         if self._imports:
             await asyncio.wait(self._imports)
         async with self._lock:
             pass
 
+    def end_verifications(self) -> None:
+        """Stop verifications that aren't finished; they raise ServerError."""
+        for stop in self._verifications:
+            stop.set()
+
     @property
     def inbox(self) -> Path:
         """Where files to import lie."""
-        return self._inbox
+        return self._shelf.inbox
+
+    # --- reading
 
     def list(self, model_type: ModelType | None = None) -> tuple[Model, ...]:
         """All models, or those of one type, ordered by id."""
@@ -109,6 +127,52 @@ class ModelStore:
         if model := self._models.get(model_id):
             return model
         raise ModelNotFoundError(f"Model {model_id[:MAX_ID]!r} is not installed.", modelId=model_id[:MAX_ID])
+
+    def file_with(self, checksum: str) -> ModelFile | None:
+        """A file of the store that was installed with this checksum (`sha256:` and lower-case digits), if it is there.
+
+        To share it, pass its path to `install`, which fails where its model was deleted meanwhile.
+        """
+        if self._by_checksum is None:
+            files = (file for model in self.list() for file in model.files)
+            self._by_checksum = {file.checksum: file for file in files if file.checksum}
+        file = self._by_checksum.get(checksum)
+        try:
+            return file if file and file.path.stat().st_size == file.size_bytes else None
+        except OSError:
+            return None
+
+    async def raw_metadata(self, model_id: str) -> str:
+        """Everything that the header of the primary file says, as JSON; empty for a format without such a header.
+
+        See `raw.to_json`. Raises ModelNotFoundError, FileSystemError where the file can't be read, and
+        InvalidRequestError where it has been damaged.
+        """
+        model = self.get(model_id)
+        if model.format is not ModelFormat.GGUF:
+            return ""
+        return await asyncio.to_thread(_raw_metadata, model.path)
+
+    async def verify(self, model_id: str) -> AsyncGenerator[VerifyProgress]:
+        """Hash a model's files and compare with the checksums that they were installed with.
+
+        Yields how far it is a few times a second, and at last the result. To leave it ends the work. Raises
+        ModelNotFoundError, FileSystemError where a file can't be read, and ServerError when the store is closed
+        meanwhile.
+        """
+        model = self.get(model_id)
+        stop = threading.Event()
+        self._verifications.add(stop)
+        try:
+            async with contextlib.aclosing(verify_files(model.files, stop)) as found:
+                async for progress in found:
+                    yield progress
+        except StoppedError as error:
+            raise ServerError("The model store was closed before the files were verified.") from error
+        finally:
+            self._verifications.discard(stop)
+
+    # --- adding
 
     async def import_file(
         self,
@@ -143,32 +207,35 @@ class ModelStore:
             task.add_done_callback(lambda done: self._imported(request_id, done))
         return await asyncio.shield(task)
 
-    async def delete(self, model_id: str) -> None:
-        """Remove a model and its files.
+    async def install(
+        self,
+        staged: Sequence[StagedFile],
+        *,
+        name: str = "",
+        model_type: ModelType | None = None,
+        model_id: str = "",
+    ) -> Model:
+        """Make files that are complete and hashed one model: wholly, or not at all, and then they stay where they are.
 
-        Raises ModelNotFoundError; ServerBusyError where `in_use` says so; FileSystemError where the disk refuses,
-        and then the model stays.
+        They are one file, or all shards of a model in order, or the components of a diffusion model. They lie below
+        the data directory and are moved, or are files of the store and are shared. `name` defaults to the header's
+        own name, else the primary file's; `model_type` to what the header says; `model_id` to a free one made of the
+        name. A caller that is cancelled while the files move finds the model installed.
+
+        Raises InvalidRequestError where a file or an argument isn't right, FileSystemError where the disk refuses or
+        a shared file is gone, and ServerError when the store is closed.
         """
-        await to_the_end(self._delete(model_id))
-
-    # --- importing
+        name = self._check_wishes(name, model_id)
+        candidate = await to_the_end(asyncio.to_thread(self._check_staged, tuple(staged), name, model_type))
+        return await to_the_end(self._install(candidate, model_id))
 
     async def _import(self, file_name: str, name: str, wanted: ModelType | None, model_id: str) -> Model:
-        if self._stop.is_set():
-            raise ServerError("The model store is closed.")
-        form = check_file_name(file_name)
-        name = check_name(name)
-        if model_id:
-            check_id(model_id)
-            self._check_free(model_id)
+        name = self._check_wishes(name, model_id)
         try:
-            candidate = await asyncio.to_thread(self._check, file_name, form, name, wanted)
-            async with self._lock:
-                model = await to_the_end(asyncio.to_thread(self._install, candidate, model_id))
-                self._set(model.id, model)
+            candidate, stamp = await asyncio.to_thread(self._check_inbox, file_name, name, wanted)
+            return await to_the_end(self._install(candidate, model_id, stamp))
         except StoppedError as error:
             raise ServerError("The model store was closed before the import was finished.") from error
-        return model
 
     def _imported(self, request_id: str, task: "asyncio.Task[Model]") -> None:
         self._imports.discard(task)
@@ -181,58 +248,69 @@ class ModelStore:
         if len(self._answered) > REMEMBERED_REQUESTS:
             self._answered.popitem(last=False)
 
-    def _check(self, file_name: str, form: ModelFormat, name: str, wanted: ModelType | None) -> Candidate:
+    def _check_wishes(self, name: str, model_id: str) -> str:
+        """Refuse what can be refused before any work, and return the name for people."""
+        if self._stop.is_set():
+            raise ServerError("The model store is closed.")
+        if model_id:
+            check_id(model_id)
+            self._check_free(model_id)
+        return check_name(name)
+
+    def _check_inbox(self, file_name: str, name: str, wanted: ModelType | None) -> tuple[Candidate, Stamp]:
         """Everything that takes long or can go wrong before the store is touched. Runs in a thread."""
-        path = self._inbox / file_name
+        check_file_name(file_name)
+        path = self.inbox / file_name
         with on_disk("read", file_name):
             try:
                 stamp = read_stamp(path)
-                header = read_header(path, form)
-                kind = decide_type(header, form, wanted)
+                source = ModelSource(SourceType.FILE, file=file_name)
+                candidate = inspect([StagedFile(path, file_name, "", source)], name, wanted)
                 checksum = checksum_of(path, self._stop)
                 flush(path)
                 check_stamp(path, stamp)
             except FileNotFoundError as error:  # it went away in the middle, into another import for example
                 raise missing(file_name) from error
-        return Candidate(
-            path=path,
-            stamp=stamp,
-            name=name or readable(header.name) or path.stem,
-            type=kind,
-            format=form,
-            metadata=header.metadata,
-            checksum=checksum,
-        )
+        return replace(candidate, files=(replace(candidate.files[0], checksum=checksum),)), stamp
 
-    def _install(self, candidate: Candidate, model_id: str) -> Model:
-        """Move the file into its folder and write its record. Runs in a thread, under the lock."""
-        folder = self._folders[candidate.type]
-        with on_disk("install", candidate.path.name):
+    def _check_staged(self, staged: Sequence[StagedFile], name: str, wanted: ModelType | None) -> Candidate:
+        """The same for files that are hashed already."""
+        with on_disk("read", staged[0].name if staged else "nothing"):
+            candidate = inspect(staged, name, wanted)
+            for file in candidate.files:
+                if not self._shelf.holds(file.path):
+                    flush(file.path)
+        return candidate
+
+    async def _install(self, candidate: Candidate, model_id: str, stamp: Stamp | None = None) -> Model:
+        async with self._lock:
+            model = await asyncio.to_thread(self._put, candidate, model_id, stamp)
+            self._set(model.id, model)
+            return model
+
+    def _put(self, candidate: Candidate, model_id: str, stamp: Stamp | None) -> Model:
+        """Choose an id and move the files. Runs in a thread, under the lock."""
+        if self._stop.is_set():
+            raise ServerError("The model store is closed.")
+        with on_disk("install", candidate.names[0]):
             if model_id:
                 self._check_free(model_id)
             else:
                 model_id = next(each for each in variants(slug(candidate.name)) if self._is_free(each))
-            check_stamp(candidate.path, candidate.stamp)
-            target = free_path(folder, candidate.path.name, model_id)
-            model = Model(
-                id=model_id,
-                name=candidate.name,
-                type=candidate.type,
-                size_bytes=candidate.stamp.size,
-                path=target,
-                create_time=datetime.now(UTC),
-                source=ModelSource(SourceType.FILE, file=candidate.path.name),
-                checksum=candidate.checksum,
-                format=candidate.format,
-                metadata=candidate.metadata,
-            )
-            move(candidate.path, target, self._stop)
-            try:
-                write_atomic(folder / f"{model_id}.json", to_record(model))
-            except BaseException:
-                move(target, candidate.path, threading.Event())  # to undo is not to be stopped
-                raise
-        return model
+            if stamp is not None:
+                check_stamp(candidate.files[0].path, stamp)
+            self._check_shared(candidate)
+            return self._shelf.put(candidate, model_id, self._stop)
+
+    def _check_shared(self, candidate: Candidate) -> None:
+        owned = self._paths(self._models.values())
+        for file in candidate.files:
+            if self._shelf.holds(file.path) and file.path not in owned:
+                raise FileSystemError(
+                    f"{file.name} was to be shared with a model that has been deleted meanwhile. Try again.",
+                    operation="install",
+                    file=file.name,
+                )
 
     def _check_free(self, model_id: str) -> None:
         if not self._is_free(model_id):
@@ -242,12 +320,34 @@ class ModelStore:
             )
 
     def _is_free(self, model_id: str) -> bool:
-        # The disk is asked as well: a record that couldn't be read is no model, but nothing to overwrite either.
-        return model_id not in self._models and not any(
-            os.path.lexists(folder / f"{model_id}.json") for folder in self._folders.values()
-        )
+        return model_id not in self._models and self._shelf.is_free(model_id)
 
-    # --- deleting
+    # --- changing
+
+    async def refresh(self, model_id: str, strategy: Strategy, remote: RemoteHeader) -> Model:
+        """Read the header of a model's primary file anew, here or at its source, and keep what it says.
+
+        Raises ModelNotFoundError; InvalidRequestError where the file is no GGUF file or damaged; FileSystemError;
+        DownloadError where the source can't be read or isn't known.
+        """
+        header = await fresh_header(self.get(model_id), strategy, remote)
+        return await to_the_end(self._keep(model_id, lambda model: refreshed(model, header)))
+
+    async def _keep(self, model_id: str, change: Callable[[Model], Model]) -> Model:
+        async with self._lock:
+            model = change(self.get(model_id))  # it may have been deleted meanwhile
+            with on_disk("write", f"{model_id}.json"):
+                await asyncio.to_thread(self._shelf.keep, model)
+            self._set(model_id, model)
+            return model
+
+    async def delete(self, model_id: str) -> None:
+        """Remove a model and its files, but for those that other models use.
+
+        Raises ModelNotFoundError; ServerBusyError where an engine has loaded the model or `in_use` says so;
+        FileSystemError where the disk refuses; in each case the model stays.
+        """
+        await to_the_end(self._delete(model_id))
 
     async def _delete(self, model_id: str) -> None:
         async with self._lock:
@@ -256,67 +356,25 @@ class ModelStore:
                 raise ServerBusyError(reason, modelId=model_id)
             self._set(model_id, None)
             try:
-                await asyncio.to_thread(self._remove, model)
+                await asyncio.to_thread(self._shelf.remove, model, self._paths(self._models.values()))
             except BaseException:
                 self._set(model_id, model)
                 raise
             for request_id in [each for each, made in self._answered.items() if made.id == model_id]:
                 del self._answered[request_id]
 
-    def _remove(self, model: Model) -> None:
-        """Remove the record, then the weights; where these can't be removed, put the record back."""
-        record = model.path.with_name(f"{model.id}.json")
-        with on_disk("delete", model.path.name):
-            record.unlink(missing_ok=True)
-            try:
-                model.path.unlink(missing_ok=True)
-            except OSError:
-                write_atomic(record, to_record(model))
-                raise
+    @staticmethod
+    def _paths(models: Collection[Model]) -> frozenset[Path]:
+        return frozenset(file.path for model in models for file in model.files)
 
     def _set(self, model_id: str, model: Model | None) -> None:
         if model is None:
             self._models.pop(model_id, None)
         else:
             self._models[model_id] = model
-        self._ordered = None
+        self._ordered = self._by_checksum = None
 
-    # --- loading
 
-    def _load(self) -> None:
-        with on_disk("open", "the model store"):
-            for folder in (self._inbox, *self._folders.values()):
-                folder.mkdir(parents=True, exist_ok=True)
-            for folder in self._folders.values():
-                self._load_folder(folder)
-
-    def _load_folder(self, folder: Path) -> None:
-        owned: dict[Path, str] = {}
-        weights = []
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") and path.suffix == ".tmp":
-                log.info("Removing %s, which an interrupted write left behind.", path.name)
-                with contextlib.suppress(OSError):
-                    path.unlink()
-            elif path.suffix == ".json":
-                self._load_record(path, owned)
-            elif path.suffix.lower().removeprefix(".") in set(ModelFormat):
-                weights.append(path)
-        for path in weights:
-            if path not in owned:
-                log.info("%s/%s is no model's: it has no record beside it.", folder.name, path.name)
-
-    def _load_record(self, path: Path, owned: dict[Path, str]) -> None:
-        where = f"{path.parent.name}/{path.name}"
-        try:
-            model = read_record(path)
-            if model.id in self._models:
-                raise ValueError("its id is another model's")
-            if model.path in owned:
-                raise ValueError(f"its weights are those of {owned[model.path]}")
-        except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            log.warning("Passing over the model record %s: %s.", where, reason)
-            return
-        owned[model.path] = model.id
-        self._set(model.id, model)
+def _raw_metadata(path: Path) -> str:
+    with on_disk("read", path.name):
+        return raw.to_json(gguf.read_header(path, short_arrays=True))

@@ -65,23 +65,24 @@ def check_name(name: str) -> str:
     return name.strip()
 
 
-def check_file_name(name: str) -> ModelFormat:
-    """Check that this is a bare name of a model's file, and return the format that its suffix says."""
+def check_file_name(name: str, field: str = "file_name") -> ModelFormat:
+    """Check that this is a bare name of a model's file, and return the format that its suffix says.
+
+    Raises InvalidRequestError, which names the field.
+    """
     if problem := file_name_problem(name):
-        raise InvalidRequestError(
-            f"file_name must be the bare name of a file in the inbox, and {problem}", field="file_name"
-        )
+        raise InvalidRequestError(f"A model's file must have a bare name, and {problem}", field=field)
     suffix = Path(name).suffix.lower()
     if suffix in _PICKLED:
         raise InvalidRequestError(
             f"{suffix} files are pickled: to load one can run any code that its maker put in. "
             "Fetch the model as .gguf or .safetensors.",
-            field="file_name",
+            field=field,
         )
     try:
         return ModelFormat(suffix.removeprefix("."))
     except ValueError as error:
-        raise InvalidRequestError("file_name must end in .gguf or .safetensors", field="file_name") from error
+        raise InvalidRequestError("A model's file must end in .gguf or .safetensors", field=field) from error
 
 
 def file_name_problem(name: str) -> str:

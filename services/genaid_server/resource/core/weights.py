@@ -1,4 +1,4 @@
-"""Files of weights: what their headers say, their checksums, and moving them so that nothing is ever half there."""
+"""Files of weights on the disk: their checksums, and moving them so that nothing is ever half there."""
 
 import contextlib
 import errno
@@ -18,10 +18,6 @@ from genaid_server.kit.errors import (
     FileSystemError,
     InvalidRequestError,
 )
-from genaid_server.resource.core import gguf, safetensors
-from genaid_server.resource.core import metadata as gguf_metadata
-from genaid_server.resource.core.metadata import GgufMetadata
-from genaid_server.resource.core.model import ModelFormat, ModelType
 from genaid_server.resource.core.names import variants
 
 _BLOCK: Final = 2**20  # bytes hashed or copied at once, between two looks at whether to stop
@@ -45,28 +41,6 @@ class Stamp:
     inode: int
     size: int
     changed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A file in the inbox that was checked and hashed, and isn't in the store yet."""
-
-    path: Path
-    stamp: Stamp
-    name: str
-    type: ModelType
-    format: ModelFormat
-    metadata: GgufMetadata | None
-    checksum: str
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the headers of all formats have in common; `guess` is what they say that the model is for."""
-
-    name: str
-    guess: ModelType | None
-    metadata: GgufMetadata | None
 
 
 class StoppedError(Exception):
@@ -101,58 +75,7 @@ def check_stamp(path: Path, stamp: Stamp) -> None:
         )
 
 
-def read_header(path: Path, form: ModelFormat) -> Header:
-    """Read and check the header of a file. Raises InvalidRequestError, OSError."""
-    if form is ModelFormat.GGUF:
-        header = gguf.read_header(path)
-        check_whole(header.tensor_count)
-        guess, metadata = gguf_metadata.guess_type(header), gguf_metadata.metadata(header)
-        return Header(metadata.general_name, ModelType(guess) if guess else None, metadata)
-    tensors = safetensors.read_header(path)
-    check_whole(len(tensors.tensors))
-    title = tensors.metadata.get("modelspec.title", "")
-    return Header(title, ModelType(safetensors.guess_type(tensors)), None)
-
-
-def check_whole(tensor_count: int) -> None:
-    """Raises InvalidRequestError for a file that is only a part of a model."""
-    if not tensor_count:
-        raise InvalidRequestError(
-            "The file holds no tensors: it is a part of a model, such as a vocabulary. Fetch the whole model.",
-            field="file",
-        )
-
-
-def decide_type(header: Header, form: ModelFormat, wanted: ModelType | None) -> ModelType:
-    """What a model is for: as wanted, if the header does not say otherwise. Raises InvalidRequestError."""
-    if form is ModelFormat.SAFETENSORS:
-        return _safetensors_type(header.guess, wanted)
-    if wanted and header.guess and wanted is not header.guess:
-        raise InvalidRequestError(
-            f"The file's header says that it is a model of type {header.guess}, not {wanted}. Leave the type away.",
-            field="type",
-        )
-    found = wanted or header.guess
-    if found is None:
-        raise InvalidRequestError(
-            "The file's header doesn't say what the model is for: give the type, llm or diffusion.", field="type"
-        )
-    return found
-
-
-def _safetensors_type(guess: ModelType | None, wanted: ModelType | None) -> ModelType:
-    if wanted is ModelType.LLM:
-        raise InvalidRequestError(
-            "A safetensors file can only be a diffusion model. Fetch the language model as .gguf.", field="type"
-        )
-    if wanted is None and guess is ModelType.LLM:
-        raise InvalidRequestError(
-            "The safetensors file looks like a language model, which has to be GGUF. Fetch it as .gguf.", field="file"
-        )
-    return ModelType.DIFFUSION
-
-
-def _pump(path: Path, sink: Callable[[bytes], object], stop: threading.Event) -> None:
+def pump(path: Path, sink: Callable[[bytes], object], stop: threading.Event) -> None:
     """Pass the content of a file to `sink`, block by block, until its end or until told to stop."""
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):
@@ -164,7 +87,7 @@ def _pump(path: Path, sink: Callable[[bytes], object], stop: threading.Event) ->
 def checksum_of(path: Path, stop: threading.Event) -> str:
     """The SHA-256 of a file, as `sha256:` and hexadecimal digits. Raises StoppedError when `stop` is set."""
     digest = hashlib.sha256()
-    _pump(path, digest.update, stop)
+    pump(path, digest.update, stop)
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -180,6 +103,18 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def flush_folder(path: Path) -> None:
+    """Have the names in a folder on the disk, where the system can tell that apart from the files."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):  # not every file system knows this
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def move(source: Path, target: Path, stop: threading.Event) -> None:
     """Move a file to a name that is free. Between file systems this takes a copy, which appears when it is whole."""
     try:
@@ -190,12 +125,25 @@ def move(source: Path, target: Path, stop: threading.Event) -> None:
         _move_between_disks(source, target, stop)
 
 
+def share(source: Path, target: Path, stop: threading.Event) -> None:
+    """Have a file under another name as well, which is free: without a second copy where the file system can."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        _copy(source, target, stop)
+
+
 def _move_between_disks(source: Path, target: Path, stop: threading.Event) -> None:
+    _copy(source, target, stop)
+    source.unlink()
+
+
+def _copy(source: Path, target: Path, stop: threading.Event) -> None:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:50]}.", suffix=".tmp")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            _pump(source, file.write, stop)
+            pump(source, file.write, stop)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
@@ -203,7 +151,6 @@ def _move_between_disks(source: Path, target: Path, stop: threading.Event) -> No
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    source.unlink()
 
 
 def free_path(folder: Path, name: str, model_id: str) -> Path:
@@ -211,3 +158,8 @@ def free_path(folder: Path, name: str, model_id: str) -> Path:
     suffix = Path(name).suffix.lower()
     names = itertools.chain([name], (f"{variant}{suffix}" for variant in variants(model_id)))
     return next(path for each in names if not os.path.lexists(path := folder / each))
+
+
+def free_folder(folder: Path, model_id: str) -> Path:
+    """A folder that doesn't exist, for the files of a model that has several."""
+    return next(path for each in variants(model_id) if not os.path.lexists(path := folder / each))

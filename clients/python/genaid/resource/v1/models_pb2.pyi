@@ -96,6 +96,110 @@ SOURCE_TYPE_URL: SourceType.ValueType  # 3
 """A plain http or https address."""
 Global___SourceType: _TypeAlias = SourceType  # noqa: Y015
 
+class _Component:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ComponentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Component.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPONENT_UNSPECIFIED: _Component.ValueType  # 0
+    """The whole model, or a shard of it."""
+    COMPONENT_DIFFUSION_MODEL: _Component.ValueType  # 1
+    """The diffusion model alone, without its encoders."""
+    COMPONENT_CLIP_L: _Component.ValueType  # 2
+    """The CLIP-L text encoder."""
+    COMPONENT_CLIP_G: _Component.ValueType  # 3
+    """The CLIP-G text encoder."""
+    COMPONENT_T5XXL: _Component.ValueType  # 4
+    """The T5-XXL text encoder."""
+    COMPONENT_LLM: _Component.ValueType  # 5
+    """A language model that encodes the prompt."""
+    COMPONENT_VAE: _Component.ValueType  # 6
+    """The autoencoder."""
+    COMPONENT_TAE: _Component.ValueType  # 7
+    """A tiny autoencoder, in the place of the full one."""
+
+class Component(_Component, metaclass=_ComponentEnumTypeWrapper):
+    """What a file is to its model."""
+
+COMPONENT_UNSPECIFIED: Component.ValueType  # 0
+"""The whole model, or a shard of it."""
+COMPONENT_DIFFUSION_MODEL: Component.ValueType  # 1
+"""The diffusion model alone, without its encoders."""
+COMPONENT_CLIP_L: Component.ValueType  # 2
+"""The CLIP-L text encoder."""
+COMPONENT_CLIP_G: Component.ValueType  # 3
+"""The CLIP-G text encoder."""
+COMPONENT_T5XXL: Component.ValueType  # 4
+"""The T5-XXL text encoder."""
+COMPONENT_LLM: Component.ValueType  # 5
+"""A language model that encodes the prompt."""
+COMPONENT_VAE: Component.ValueType  # 6
+"""The autoencoder."""
+COMPONENT_TAE: Component.ValueType  # 7
+"""A tiny autoencoder, in the place of the full one."""
+Global___Component: _TypeAlias = Component  # noqa: Y015
+
+class _MetadataStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MetadataStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MetadataStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    METADATA_STRATEGY_UNSPECIFIED: _MetadataStrategy.ValueType  # 0
+    """The default: like LOCAL_REMOTE."""
+    METADATA_STRATEGY_LOCAL_REMOTE: _MetadataStrategy.ValueType  # 1
+    """The file on this machine; its source where that fails."""
+    METADATA_STRATEGY_LOCAL_ONLY: _MetadataStrategy.ValueType  # 2
+    """Only the file on this machine."""
+    METADATA_STRATEGY_REMOTE_ONLY: _MetadataStrategy.ValueType  # 3
+    """Only the source that the file came from."""
+    METADATA_STRATEGY_REMOTE_LOCAL: _MetadataStrategy.ValueType  # 4
+    """The source; the file on this machine where that fails."""
+
+class MetadataStrategy(_MetadataStrategy, metaclass=_MetadataStrategyEnumTypeWrapper):
+    """Where RefreshModelMetadata reads."""
+
+METADATA_STRATEGY_UNSPECIFIED: MetadataStrategy.ValueType  # 0
+"""The default: like LOCAL_REMOTE."""
+METADATA_STRATEGY_LOCAL_REMOTE: MetadataStrategy.ValueType  # 1
+"""The file on this machine; its source where that fails."""
+METADATA_STRATEGY_LOCAL_ONLY: MetadataStrategy.ValueType  # 2
+"""Only the file on this machine."""
+METADATA_STRATEGY_REMOTE_ONLY: MetadataStrategy.ValueType  # 3
+"""Only the source that the file came from."""
+METADATA_STRATEGY_REMOTE_LOCAL: MetadataStrategy.ValueType  # 4
+"""The source; the file on this machine where that fails."""
+Global___MetadataStrategy: _TypeAlias = MetadataStrategy  # noqa: Y015
+
+class _Verification:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerificationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verification.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERIFICATION_UNSPECIFIED: _Verification.ValueType  # 0
+    """Not done yet."""
+    VERIFICATION_VALID: _Verification.ValueType  # 1
+    """The content is what the checksum says."""
+    VERIFICATION_INVALID: _Verification.ValueType  # 2
+    """The content is something else: damaged or exchanged."""
+    VERIFICATION_UNVERIFIABLE: _Verification.ValueType  # 3
+    """There is no checksum to compare with."""
+
+class Verification(_Verification, metaclass=_VerificationEnumTypeWrapper):
+    """What verifying a file found."""
+
+VERIFICATION_UNSPECIFIED: Verification.ValueType  # 0
+"""Not done yet."""
+VERIFICATION_VALID: Verification.ValueType  # 1
+"""The content is what the checksum says."""
+VERIFICATION_INVALID: Verification.ValueType  # 2
+"""The content is something else: damaged or exchanged."""
+VERIFICATION_UNVERIFIABLE: Verification.ValueType  # 3
+"""There is no checksum to compare with."""
+Global___Verification: _TypeAlias = Verification  # noqa: Y015
+
 @_typing.final
 class ModelSource(_message.Message):
     """The provenance of a model."""
@@ -106,6 +210,9 @@ class ModelSource(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     REPO_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    LICENSE_FIELD_NUMBER: _builtins.int
     type: Global___SourceType.ValueType
     """The kind of source; the other fields depend on it."""
     url: _builtins.str
@@ -113,7 +220,13 @@ class ModelSource(_message.Message):
     repo: _builtins.str
     """The hub repository, as `owner/name`; only for SOURCE_TYPE_HUGGINGFACE."""
     file: _builtins.str
-    """The file's name at its source."""
+    """The file's name at its source; within a hub repository with its folders."""
+    revision: _builtins.str
+    """The commit of the hub repository that was installed, 40 hexadecimal digits; only for SOURCE_TYPE_HUGGINGFACE."""
+    etag: _builtins.str
+    """The ETag that the source gave; empty where it gave none."""
+    license: _builtins.str
+    """The license tag of the hub repository, such as `apache-2.0`; empty where it has none."""
     def __init__(
         self,
         *,
@@ -121,14 +234,65 @@ class ModelSource(_message.Message):
         url: _builtins.str = ...,
         repo: _builtins.str = ...,
         file: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        license: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "repo", b"repo", "type", b"type", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "file", b"file", "license", b"license", "repo", b"repo", "revision", b"revision", "type", b"type", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelSource: _TypeAlias = ModelSource  # noqa: Y015
+
+@_typing.final
+class ModelFile(_message.Message):
+    """One file of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COMPONENT_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the store, without folders."""
+    component: Global___Component.ValueType
+    """What it is to the model."""
+    shard: _builtins.int
+    """Its number among the shards of a sharded model, from 1; 0 where the model is not sharded."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    checksum: _builtins.str
+    """SHA-256, as `sha256:` and 64 lower-case hexadecimal digits."""
+    path: _builtins.str
+    """Absolute path on the server's machine."""
+    @_builtins.property
+    def source(self) -> Global___ModelSource:
+        """Where it came from."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        component: Global___Component.ValueType = ...,
+        shard: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        checksum: _builtins.str = ...,
+        path: _builtins.str = ...,
+        source: Global___ModelSource | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "component", b"component", "name", b"name", "path", b"path", "shard", b"shard", "size_bytes", b"size_bytes", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelFile: _TypeAlias = ModelFile  # noqa: Y015
 
 @_typing.final
 class GgufMetadata(_message.Message):
@@ -275,6 +439,11 @@ class Model(_message.Message):
     CHECKSUM_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    SUPPORTS_REASONING_FIELD_NUMBER: _builtins.int
+    LAYER_COUNT_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique name in the store: lower-case letters, digits and single dashes, at most 80 characters."""
     name: _builtins.str
@@ -282,13 +451,23 @@ class Model(_message.Message):
     type: Global___ModelType.ValueType
     """What it is for."""
     size_bytes: _builtins.int
-    """Size of its file in bytes."""
+    """Size of its files together, in bytes."""
     path: _builtins.str
-    """Absolute path of its file on the server's machine."""
+    """Absolute path on the server's machine of the file that an engine opens: the only one, the first shard, or the
+    diffusion model of several components.
+    """
     checksum: _builtins.str
-    """SHA-256 of the file, as `sha256:` and 64 lower-case hexadecimal digits."""
+    """SHA-256 of that file, as `sha256:` and 64 lower-case hexadecimal digits."""
     format: Global___ModelFormat.ValueType
     """How the weights are stored."""
+    supports_reasoning: _builtins.bool
+    """Whether it thinks before it answers, told from its file's name and its chat template."""
+    layer_count: _builtins.int
+    """Number of layers: the header's, else estimated from the size."""
+    context_length: _builtins.int
+    """Longest sequence in tokens: the header's, else estimated from the size."""
+    architecture: _builtins.str
+    """Architecture: the header's, else `llama` or `stable-diffusion` by type."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was installed."""
@@ -299,7 +478,11 @@ class Model(_message.Message):
 
     @_builtins.property
     def metadata(self) -> Global___GgufMetadata:
-        """What the file's header says; absent for a format without such a header."""
+        """What that file's header says; absent for a format without such a header."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
+        """All its files: one, or the shards in order, or the components with the diffusion model first."""
 
     def __init__(
         self,
@@ -314,10 +497,15 @@ class Model(_message.Message):
         checksum: _builtins.str = ...,
         format: Global___ModelFormat.ValueType = ...,
         metadata: Global___GgufMetadata | None = ...,
+        files: _abc.Iterable[Global___ModelFile] | None = ...,
+        supports_reasoning: _builtins.bool = ...,
+        layer_count: _builtins.int = ...,
+        context_length: _builtins.int = ...,
+        architecture: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "metadata", b"metadata", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "create_time", b"create_time", "format", b"format", "id", b"id", "metadata", b"metadata", "name", b"name", "path", b"path", "size_bytes", b"size_bytes", "source", b"source", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "checksum", b"checksum", "context_length", b"context_length", "create_time", b"create_time", "files", b"files", "format", b"format", "id", b"id", "layer_count", b"layer_count", "metadata", b"metadata", "name", b"name", "path", b"path", "size_bytes", b"size_bytes", "source", b"source", "supports_reasoning", b"supports_reasoning", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -388,16 +576,20 @@ class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_RAW_METADATA_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model's id."""
+    include_raw_metadata: _builtins.bool
+    """Whether to read everything that the file's header says as well."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
+        include_raw_metadata: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_raw_metadata", b"include_raw_metadata", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -410,6 +602,11 @@ class GetModelResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    RAW_METADATA_JSON_FIELD_NUMBER: _builtins.int
+    raw_metadata_json: _builtins.str
+    """Every key of the header, as one JSON object: integers exact, arrays of up to 1024 elements whole, longer ones as
+    `{"type", "length"}`. Empty unless asked for, and for a format without such a header.
+    """
     @_builtins.property
     def model(self) -> Global___Model:
         """The model."""
@@ -418,10 +615,11 @@ class GetModelResponse(_message.Message):
         self,
         *,
         model: Global___Model | None = ...,
+        raw_metadata_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "raw_metadata_json", b"raw_metadata_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -527,3 +725,145 @@ class DeleteModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteModelResponse: _TypeAlias = DeleteModelResponse  # noqa: Y015
+
+@_typing.final
+class VerifyModelRequest(_message.Message):
+    """Asks whether a model is what was installed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model's id."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyModelRequest: _TypeAlias = VerifyModelRequest  # noqa: Y015
+
+@_typing.final
+class VerifyModelResponse(_message.Message):
+    """How far verifying is, or what it found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    bytes_done: _builtins.int
+    """Bytes that are hashed."""
+    bytes_total: _builtins.int
+    """Bytes to hash."""
+    result: Global___Verification.ValueType
+    """What was found, of all files together; only in the last message."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileVerification]:
+        """What was found of each file; only in the last message."""
+
+    def __init__(
+        self,
+        *,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        result: Global___Verification.ValueType = ...,
+        files: _abc.Iterable[Global___FileVerification] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "files", b"files", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyModelResponse: _TypeAlias = VerifyModelResponse  # noqa: Y015
+
+@_typing.final
+class FileVerification(_message.Message):
+    """What verifying found of one file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    ACTUAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The file's name in the store."""
+    result: Global___Verification.ValueType
+    """What was found."""
+    expected: _builtins.str
+    """The checksum that it was installed with; empty where there is none."""
+    actual: _builtins.str
+    """The checksum that it has; empty where the file is missing."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        result: Global___Verification.ValueType = ...,
+        expected: _builtins.str = ...,
+        actual: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual", b"actual", "expected", b"expected", "name", b"name", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileVerification: _TypeAlias = FileVerification  # noqa: Y015
+
+@_typing.final
+class RefreshModelMetadataRequest(_message.Message):
+    """Asks to read a header anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model's id."""
+    strategy: Global___MetadataStrategy.ValueType
+    """Where to read."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        strategy: Global___MetadataStrategy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshModelMetadataRequest: _TypeAlias = RefreshModelMetadataRequest  # noqa: Y015
+
+@_typing.final
+class RefreshModelMetadataResponse(_message.Message):
+    """The model with what its header says now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The model."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshModelMetadataResponse: _TypeAlias = RefreshModelMetadataResponse  # noqa: Y015

@@ -57,6 +57,16 @@ class ModelServiceStub:
                 request_serializer=genaid_dot_resource_dot_v1_dot_models__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=genaid_dot_resource_dot_v1_dot_models__pb2.DeleteModelResponse.FromString,
                 _registered_method=True)
+        self.VerifyModel = channel.unary_stream(
+                '/genaid.resource.v1.ModelService/VerifyModel',
+                request_serializer=genaid_dot_resource_dot_v1_dot_models__pb2.VerifyModelRequest.SerializeToString,
+                response_deserializer=genaid_dot_resource_dot_v1_dot_models__pb2.VerifyModelResponse.FromString,
+                _registered_method=True)
+        self.RefreshModelMetadata = channel.unary_unary(
+                '/genaid.resource.v1.ModelService/RefreshModelMetadata',
+                request_serializer=genaid_dot_resource_dot_v1_dot_models__pb2.RefreshModelMetadataRequest.SerializeToString,
+                response_deserializer=genaid_dot_resource_dot_v1_dot_models__pb2.RefreshModelMetadataResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -95,9 +105,29 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Removes a model and its files.
+        """Removes a model and its files. A file that another model uses as well stays.
 
         Errors: MODEL_NOT_FOUND; SERVER_BUSY while an engine holds the model; FILE_SYSTEM_ERROR.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyModel(self, request, context):
+        """Hashes a model's files and compares them with the checksums that they were installed with. Streams how far it is,
+        at most a few times a second, and in the last message the result. Leaving the stream ends the work.
+
+        Errors: MODEL_NOT_FOUND; FILE_SYSTEM_ERROR where a file can't be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefreshModelMetadata(self, request, context):
+        """Reads the header of a model's file anew and keeps what it says.
+
+        Errors: MODEL_NOT_FOUND; INVALID_REQUEST where the file is no GGUF file, or its header is damaged;
+        DOWNLOAD_FAILED where the source was to be asked and does not answer, or is not known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +155,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.DeleteModel,
                     request_deserializer=genaid_dot_resource_dot_v1_dot_models__pb2.DeleteModelRequest.FromString,
                     response_serializer=genaid_dot_resource_dot_v1_dot_models__pb2.DeleteModelResponse.SerializeToString,
+            ),
+            'VerifyModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyModel,
+                    request_deserializer=genaid_dot_resource_dot_v1_dot_models__pb2.VerifyModelRequest.FromString,
+                    response_serializer=genaid_dot_resource_dot_v1_dot_models__pb2.VerifyModelResponse.SerializeToString,
+            ),
+            'RefreshModelMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshModelMetadata,
+                    request_deserializer=genaid_dot_resource_dot_v1_dot_models__pb2.RefreshModelMetadataRequest.FromString,
+                    response_serializer=genaid_dot_resource_dot_v1_dot_models__pb2.RefreshModelMetadataResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -238,6 +278,60 @@ class ModelService:
             '/genaid.resource.v1.ModelService/DeleteModel',
             genaid_dot_resource_dot_v1_dot_models__pb2.DeleteModelRequest.SerializeToString,
             genaid_dot_resource_dot_v1_dot_models__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/genaid.resource.v1.ModelService/VerifyModel',
+            genaid_dot_resource_dot_v1_dot_models__pb2.VerifyModelRequest.SerializeToString,
+            genaid_dot_resource_dot_v1_dot_models__pb2.VerifyModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshModelMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genaid.resource.v1.ModelService/RefreshModelMetadata',
+            genaid_dot_resource_dot_v1_dot_models__pb2.RefreshModelMetadataRequest.SerializeToString,
+            genaid_dot_resource_dot_v1_dot_models__pb2.RefreshModelMetadataResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,9 +54,21 @@ class ModelServiceStub:
     file name, or where `model_id` is taken; FILE_SYSTEM_ERROR where the disk refuses.
     """
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.DeleteModelResponse]
-    """Removes a model and its files.
+    """Removes a model and its files. A file that another model uses as well stays.
 
     Errors: MODEL_NOT_FOUND; SERVER_BUSY while an engine holds the model; FILE_SYSTEM_ERROR.
+    """
+    VerifyModel: _grpc.UnaryStreamMultiCallable[_models_pb2.VerifyModelRequest, _models_pb2.VerifyModelResponse]
+    """Hashes a model's files and compares them with the checksums that they were installed with. Streams how far it is,
+    at most a few times a second, and in the last message the result. Leaving the stream ends the work.
+
+    Errors: MODEL_NOT_FOUND; FILE_SYSTEM_ERROR where a file can't be read.
+    """
+    RefreshModelMetadata: _grpc.UnaryUnaryMultiCallable[_models_pb2.RefreshModelMetadataRequest, _models_pb2.RefreshModelMetadataResponse]
+    """Reads the header of a model's file anew and keeps what it says.
+
+    Errors: MODEL_NOT_FOUND; INVALID_REQUEST where the file is no GGUF file, or its header is damaged;
+    DOWNLOAD_FAILED where the source was to be asked and does not answer, or is not known.
     """
 
 @_typing.type_check_only
@@ -85,9 +97,21 @@ class ModelServiceAsyncStub(ModelServiceStub):
     file name, or where `model_id` is taken; FILE_SYSTEM_ERROR where the disk refuses.
     """
     DeleteModel: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """Removes a model and its files.
+    """Removes a model and its files. A file that another model uses as well stays.
 
     Errors: MODEL_NOT_FOUND; SERVER_BUSY while an engine holds the model; FILE_SYSTEM_ERROR.
+    """
+    VerifyModel: _aio.UnaryStreamMultiCallable[_models_pb2.VerifyModelRequest, _models_pb2.VerifyModelResponse]  # type: ignore[assignment]
+    """Hashes a model's files and compares them with the checksums that they were installed with. Streams how far it is,
+    at most a few times a second, and in the last message the result. Leaving the stream ends the work.
+
+    Errors: MODEL_NOT_FOUND; FILE_SYSTEM_ERROR where a file can't be read.
+    """
+    RefreshModelMetadata: _aio.UnaryUnaryMultiCallable[_models_pb2.RefreshModelMetadataRequest, _models_pb2.RefreshModelMetadataResponse]  # type: ignore[assignment]
+    """Reads the header of a model's file anew and keeps what it says.
+
+    Errors: MODEL_NOT_FOUND; INVALID_REQUEST where the file is no GGUF file, or its header is damaged;
+    DOWNLOAD_FAILED where the source was to be asked and does not answer, or is not known.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -137,9 +161,33 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.DeleteModelResponse, _abc.Awaitable[_models_pb2.DeleteModelResponse]]:
-        """Removes a model and its files.
+        """Removes a model and its files. A file that another model uses as well stays.
 
         Errors: MODEL_NOT_FOUND; SERVER_BUSY while an engine holds the model; FILE_SYSTEM_ERROR.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyModel(
+        self,
+        request: _models_pb2.VerifyModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_models_pb2.VerifyModelResponse], _abc.AsyncIterator[_models_pb2.VerifyModelResponse]]:
+        """Hashes a model's files and compares them with the checksums that they were installed with. Streams how far it is,
+        at most a few times a second, and in the last message the result. Leaving the stream ends the work.
+
+        Errors: MODEL_NOT_FOUND; FILE_SYSTEM_ERROR where a file can't be read.
+        """
+
+    @_abc_1.abstractmethod
+    def RefreshModelMetadata(
+        self,
+        request: _models_pb2.RefreshModelMetadataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.RefreshModelMetadataResponse, _abc.Awaitable[_models_pb2.RefreshModelMetadataResponse]]:
+        """Reads the header of a model's file anew and keeps what it says.
+
+        Errors: MODEL_NOT_FOUND; INVALID_REQUEST where the file is no GGUF file, or its header is damaged;
+        DOWNLOAD_FAILED where the source was to be asked and does not answer, or is not known.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,354 @@
+"""Models on their way from elsewhere: accepts downloads, runs a few at a time, and remembers them.
+
+A download belongs to the service and not to who asked for it. Below the data directory, `downloads` has for each one
+a journal, ID.json, and a folder ID of partial files; with them a download that wasn't finished goes on when the
+service starts again, however it ended.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from genaid_server.kit.errors import (
+    AlreadyTerminalError,
+    DomainError,
+    DownloadError,
+    InvalidRequestError,
+    NotFoundError,
+    ServerBusyError,
+    ServerError,
+)
+from genaid_server.kit.tasks import to_the_end
+from genaid_server.resource.core.download import Download, DownloadLimits, DownloadSpec, Failure, FileProgress, Phase
+from genaid_server.resource.core.download_job import Job, Surroundings
+from genaid_server.resource.core.download_spec import checked, plan_files
+from genaid_server.resource.core.installed import expected_checksum, find_installed
+from genaid_server.resource.core.journal import KEEP_ENDED, KEEP_SECONDS, FileRecord, Journal, Record
+from genaid_server.resource.core.model import Component
+from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.remote import HubFile, Remote
+from genaid_server.resource.core.retry import Pauses
+from genaid_server.resource.core.weights import on_disk
+
+__all__ = [
+    "Download",
+    "DownloadLimits",
+    "DownloadSpec",
+    "Downloads",
+    "Failure",
+    "FileProgress",
+    "Pauses",
+    "Phase",
+]
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST_ID: Final = 128
+REMEMBERED_REQUESTS: Final = 1024
+"""How many requests are remembered by their id."""
+MAX_ACTIVE: Final = 1000
+"""How many downloads may be under way or wait."""
+
+
+class Downloads:
+    """All downloads below one data directory; use it as an async context manager.
+
+    Entering loads what is written down and goes on with what wasn't finished; leaving stops everything, and what was
+    fetched stays for the next time. All methods belong to one event loop.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        store: ModelStore,
+        remote: Remote,
+        limits: DownloadLimits,
+        pauses: Pauses = Pauses(),  # noqa: B008 (it is frozen)
+    ) -> None:
+        folder = data_dir.absolute() / "downloads"
+        self._journal, self._store = Journal(folder), store
+        self._around = Surroundings(self._journal, store, remote, limits, pauses, folder, self._promised)
+        self._slots = asyncio.Semaphore(limits.parallel)
+        self._jobs: dict[str, Job] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._requests: OrderedDict[str, str] = OrderedDict()
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        """Raises FileSystemError where the folder can't be made or read."""
+        records = await asyncio.to_thread(self._load)
+        self._open = True
+        for record in records:
+            self._add(Job(record, self._around))
+        for job in self._jobs.values():
+            if not job.record.phase.terminal:
+                self._start(job)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await to_the_end(self._close())
+
+    async def create(self, spec: DownloadSpec, request_id: str = "") -> Download:
+        """Accept a download, and return it once it is written down.
+
+        One that is under way for the same files is joined; where the model is installed, the download that is
+        returned is INSTALLED. What an earlier one of the same files has fetched before it failed is used. A repeat
+        of a `request_id` returns the original while it is known.
+
+        Raises InvalidRequestError, FileSystemError, InsufficientResourcesError, ServerBusyError where too much is
+        under way, and ServerError when all is stopped.
+        """
+        if len(request_id) > MAX_REQUEST_ID:
+            raise InvalidRequestError(f"request_id must be at most {MAX_REQUEST_ID} characters", field="request_id")
+        if not self._open:
+            raise ServerError("The service is shutting down.")
+        if known := self._jobs.get(self._requests.get(request_id, "")):
+            return await self._accepted(known)
+        spec = checked(spec)
+        files = tuple(FileRecord(file.item, file.shard) for file in plan_files(spec.items))
+        if joined := self._same(spec, files):
+            self._remember(request_id, joined)
+            if request_id:
+                await joined.add_request_id(request_id)
+            return await self._accepted(joined)
+        job = self._new(spec, files, request_id)
+        return await self._accepted(job)
+
+    def get(self, download_id: str) -> Download:
+        """One download. Raises NotFoundError."""
+        return self._job(download_id).snapshot.value
+
+    def newest_first(self, active_only: bool = False) -> tuple[Download, ...]:
+        """All downloads, or those that haven't ended."""
+        all_of_them = (job.snapshot.value for job in reversed(self._jobs.values()))
+        return tuple(download for download in all_of_them if not (active_only and download.phase.terminal))
+
+    async def watch(self, download_id: str) -> AsyncIterator[Download]:
+        """Yield a download as it is, then after changes, a few times a second at most; ends after a terminal phase.
+
+        Raises NotFoundError.
+        """
+        async for download in self._job(download_id).snapshot.watch():
+            yield download
+            if download.phase.terminal:
+                return
+
+    async def cancel(self, download_id: str) -> Download:
+        """End a download and remove what it has fetched; returns when that is done. To repeat it is no error.
+
+        Raises NotFoundError; AlreadyTerminalError where it is installed, which it also is when the store has begun
+        to take its files, or has failed.
+        """
+        job = self._job(download_id)
+        task = self._tasks.get(download_id)
+        if task is not None:
+            self._stop(job, task, wanted=True)
+            await asyncio.wait([task])
+        if job.record.phase is not Phase.CANCELLED:
+            raise AlreadyTerminalError(f"The download has ended: it is {job.record.phase}.", id=download_id)
+        return job.snapshot.value
+
+    def end_watches(self) -> None:
+        """End every watch; the downloads go on."""
+        for job in self._jobs.values():
+            job.snapshot.close()
+
+    # --- accepting
+
+    def _job(self, download_id: str) -> Job:
+        if job := self._jobs.get(download_id):
+            return job
+        raise NotFoundError(f"No download {download_id[:32]!r} is known.", id=download_id[:32])
+
+    async def _accepted(self, job: Job) -> Download:
+        await job.accepted.wait()
+        if job.refusal is not None:
+            raise job.refusal
+        return job.snapshot.value
+
+    def _same(self, spec: DownloadSpec, files: Sequence[FileRecord]) -> Job | None:
+        """A download that does, or did, what is asked for."""
+        model = find_installed(self._store.list(), files, spec.model_id)
+        for job in reversed(self._jobs.values()):
+            record = job.record
+            if record.phase.terminal:
+                fits = model is not None and record.phase is Phase.INSTALLED and record.model_id == model.id
+            else:
+                fits = not job.cancel_wanted and spec.model_id in ("", record.spec.model_id)
+            if fits and _sources(record.files) == _sources(files) and _agree(record.files, files):
+                return job
+        return None
+
+    def _new(self, spec: DownloadSpec, files: tuple[FileRecord, ...], request_id: str) -> Job:
+        """Add a download, which is written down by the task that runs it."""
+        model = find_installed(self._store.list(), files, spec.model_id)
+        earlier = None
+        if model is None:
+            self._check_free(spec.model_id)
+            earlier = next((job for job in reversed(self._jobs.values()) if _has_failed_at(job, files)), None)
+        now = time.time()
+        record = Record(
+            id=secrets.token_hex(8),
+            spec=spec,
+            files=_reused(earlier.record.files, files) if earlier else files,
+            phase=Phase.QUEUED,
+            created_at=now,
+            updated_at=now,
+            request_ids=(request_id,) if request_id else (),
+        )
+        job = self._add(Job(record, self._around))
+        self._remember(request_id, job)
+        self._start(job, _Beginning(model.id if model else "", earlier.record.id if earlier else ""))
+        return job
+
+    def _check_free(self, model_id: str) -> None:
+        active = [job for job in self._jobs.values() if not job.record.phase.terminal]
+        if len(active) >= MAX_ACTIVE:
+            raise ServerBusyError(f"{MAX_ACTIVE} downloads are under way or wait already.")
+        taken = any(model.id == model_id for model in self._store.list())
+        if model_id and (taken or any(job.record.spec.model_id == model_id for job in active)):
+            raise InvalidRequestError(
+                f"The model id {model_id!r} is taken. Choose another one, or delete that model first.",
+                field="model_id",
+            )
+
+    def _add(self, job: Job) -> Job:
+        self._jobs[job.record.id] = job
+        for request_id in job.record.request_ids:
+            self._remember(request_id, job)
+        return job
+
+    def _remember(self, request_id: str, job: Job) -> None:
+        if request_id:
+            self._requests[request_id] = job.record.id
+            if len(self._requests) > REMEMBERED_REQUESTS:
+                self._requests.popitem(last=False)
+
+    # --- running
+
+    def _start(self, job: Job, beginning: "_Beginning | None" = None) -> None:
+        task = asyncio.create_task(self._own(job, beginning), name=f"download {job.record.id}")
+        self._tasks[job.record.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(job.record.id))
+
+    def _stop(self, job: Job, task: "asyncio.Task[None]", *, wanted: bool) -> None:
+        job.cancel_wanted = job.cancel_wanted or wanted
+        if job.started and not job.installing and not job.stopping:
+            job.stopping = True
+            task.cancel()
+
+    async def _own(self, job: Job, beginning: "_Beginning | None") -> None:
+        """All of a download's work; the one task that does any."""
+        job.started = True
+        error: DomainError | None = None
+        try:
+            await self._run(job, beginning)
+        except asyncio.CancelledError:
+            log.debug("Download %s is stopped.", job.record.id)
+        except DomainError as failure:
+            error = failure
+        except Exception as failure:  # the outermost frame of a download: without a word all would wait for ever
+            log.exception("download %s failed unexpectedly", job.record.id)
+            error = DownloadError(f"The download failed unexpectedly ({type(failure).__name__}). Start it again.")
+        await to_the_end(self._finish(job, error))
+
+    async def _run(self, job: Job, beginning: "_Beginning | None") -> None:
+        if self._given_up(job):
+            return
+        if beginning is not None:
+            await self._begin(job, beginning)
+        job.accepted.set()
+        if job.record.phase.terminal:
+            return
+        async with self._slots:
+            if not self._given_up(job):
+                await job.run()
+
+    async def _begin(self, job: Job, beginning: "_Beginning") -> None:
+        try:
+            if beginning.model_id:
+                await job.end_installed(beginning.model_id)
+            else:
+                await job.save()
+        except DomainError as failure:
+            job.refusal = failure
+            raise
+        if beginning.earlier_id:
+            await job.take_over(beginning.earlier_id)
+
+    def _given_up(self, job: Job) -> bool:
+        return job.cancel_wanted or not self._open
+
+    async def _finish(self, job: Job, error: DomainError | None) -> None:
+        if not job.record.phase.terminal:
+            if job.cancel_wanted:
+                await job.end_cancelled()
+            elif error is not None and self._open:  # what fails because all is stopped is tried again another time
+                await job.end_failed(error)
+        job.accepted.set()
+        await self._forget_old()
+
+    async def _forget_old(self) -> None:
+        ended = [job.record for job in reversed(self._jobs.values()) if job.record.phase.terminal]
+        oldest = time.time() - KEEP_SECONDS
+        for place, record in enumerate(ended):
+            if (place >= KEEP_ENDED or record.updated_at < oldest) and record.id in self._jobs:
+                del self._jobs[record.id]
+                with suppress(OSError):  # when the service starts it is tried again
+                    await asyncio.to_thread(self._journal.forget, record.id)
+
+    def _promised(self, asking: Job) -> int:
+        return sum(job.missing_bytes for job in self._jobs.values() if job is not asking)
+
+    # --- opening and closing
+
+    def _load(self) -> tuple[Record, ...]:
+        with on_disk("open", "the downloads"):
+            records = self._journal.load()
+        return tuple(record if record.phase.terminal else replace(record, phase=Phase.QUEUED) for record in records)
+
+    async def _close(self) -> None:
+        self._open = False
+        tasks = dict(self._tasks)
+        for download_id, task in tasks.items():
+            self._stop(self._jobs[download_id], task, wanted=False)
+        if tasks:
+            await asyncio.wait(tasks.values())
+        self.end_watches()
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What a new download starts with: the model where it is installed, the earlier one whose bytes it can use."""
+
+    model_id: str
+    earlier_id: str
+
+
+def _sources(files: Sequence[FileRecord]) -> list[tuple[HubFile | str, Component]]:
+    return [(file.item.source, file.item.component) for file in files]
+
+
+def _agree(have: Sequence[FileRecord], wanted: Sequence[FileRecord]) -> bool:
+    """Whether each checksum that is wanted is the one that is expected already."""
+    pairs = zip(have, wanted, strict=True)
+    return all(new.item.checksum in ("", expected_checksum(old)) for old, new in pairs)
+
+
+def _has_failed_at(job: Job, files: Sequence[FileRecord]) -> bool:
+    return job.record.phase is Phase.FAILED and _sources(job.record.files) == _sources(files)
+
+
+def _reused(have: Sequence[FileRecord], wanted: Sequence[FileRecord]) -> tuple[FileRecord, ...]:
+    """The files that are wanted, with what is known of the bytes that are there."""
+    return tuple(replace(old, item=new.item, best=0) for old, new in zip(have, wanted, strict=True))

@@ -1,0 +1,173 @@
+"""What is written down of a download, so that it survives the service: one small JSON file each.
+
+It is written when something that matters changes, and not while bytes arrive: how many there are, the partial file
+itself tells. It holds no credentials.
+"""
+
+import logging
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from genaid_server.kit.files import write_atomic
+from genaid_server.resource.core.download import DownloadSpec, Failure, Phase
+from genaid_server.resource.core.model import ModelType
+from genaid_server.resource.core.remote import Item, Resolved
+from genaid_server.resource.core.transfer import Version
+
+log = logging.getLogger(__name__)
+
+KEEP_SECONDS: Final = 7 * 24 * 3600.0
+"""How long a download that ended is remembered."""
+KEEP_ENDED: Final = 200
+"""How many of them are."""
+MAX_JOURNAL_BYTES: Final = 4 * 2**20
+"""The longest journal that is read; one of a thousand shards has a quarter of that."""
+
+_ID: Final = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a download.
+
+    `resolved` is None before its source was asked; `version` is the one that the partial file is from; `checksum` is
+    that of the whole file, once it is there; `best` is the most bytes that were ever there.
+    """
+
+    item: Item
+    shard: int = 0
+    resolved: Resolved | None = None
+    version: Version = Version()  # noqa: RUF009 (it is frozen)
+    checksum: str = ""
+    best: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One download, as it is written down; see Download for the fields that have the same names there.
+
+    `spec` is what was asked for; `checked` tells that the sources were asked, and `model_type` what the header says
+    that the model is for.
+    """
+
+    id: str
+    spec: DownloadSpec
+    files: tuple[FileRecord, ...]
+    phase: Phase
+    created_at: float
+    updated_at: float
+    checked: bool = False
+    request_ids: tuple[str, ...] = ()
+    model_type: ModelType | None = None
+    failure: Failure | None = None
+    model_id: str = ""
+    retries: int = 0
+
+
+@cache
+def _form() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)  # made when it is first needed: a service that downloads nothing doesn't pay for it
+
+
+class Journal:
+    """The journals and partial files below one folder. Its methods block; one thread at a time uses a download's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def partial(self, download_id: str, index: int) -> Path:
+        """Where the bytes of a download's file number `index` go."""
+        return self._folder / download_id / f"{index}.partial"
+
+    def length(self, download_id: str, index: int) -> int:
+        """How many bytes of that file are there."""
+        try:
+            return self.partial(download_id, index).stat().st_size
+        except OSError:
+            return 0
+
+    def write(self, record: Record) -> None:
+        """Write a download down. Raises OSError; what was written before then stays."""
+        write_atomic(self._path(record.id), _form().dump_json(record, indent=2) + b"\n")
+
+    def discard_bytes(self, download_id: str) -> None:
+        """Remove what a download has fetched. Raises OSError."""
+        try:
+            shutil.rmtree(self._folder / download_id)
+        except FileNotFoundError:
+            return
+
+    def take_over(self, old_id: str, new_id: str) -> None:
+        """Make what one download has fetched another one's. Raises OSError."""
+        (self._folder / old_id).rename(self._folder / new_id)
+
+    def forget(self, download_id: str) -> None:
+        """Remove all of a download. Raises OSError."""
+        self.discard_bytes(download_id)
+        self._path(download_id).unlink(missing_ok=True)
+
+    def load(self) -> tuple[Record, ...]:
+        """All downloads, the oldest first, without those that ended too long ago, which are forgotten.
+
+        What can't be read is left alone, logged and passed over; bytes that are nobody's are removed. Raises
+        OSError where the folder can't be made or read.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        records = sorted(self._readable(), key=lambda record: (record.created_at, record.id))
+        ended = [record for record in reversed(records) if record.phase.terminal]
+        oldest = time.time() - KEEP_SECONDS
+        expired = {record.id for place, record in enumerate(ended) if place >= KEEP_ENDED or record.updated_at < oldest}
+        for download_id in expired:
+            self._try_to_forget(download_id)
+        for record in records:
+            if record.phase in (Phase.INSTALLED, Phase.CANCELLED):  # and was killed before it had tidied up
+                self.discard_bytes(record.id)
+        return tuple(record for record in records if record.id not in expired)
+
+    def _path(self, download_id: str) -> Path:
+        return self._folder / f"{download_id}.json"
+
+    def _sweep(self) -> None:
+        """Remove what an interrupted write or removal left behind."""
+        for path in self._folder.iterdir():
+            if path.suffix == ".tmp" and path.name.startswith("."):
+                with suppress(OSError):
+                    path.unlink()
+            elif _ID.fullmatch(path.name) and path.is_dir() and not self._path(path.name).exists():
+                log.info("Removing the partial files of %s, which has no journal.", path.name)
+                self._try_to_forget(path.name)
+
+    def _readable(self) -> Iterator[Record]:
+        for path in self._folder.glob("*.json"):
+            try:
+                yield _read(path)
+            except (OSError, ValueError) as error:
+                reason = (
+                    f"{error.error_count()} things in it are wrong" if isinstance(error, ValidationError) else error
+                )
+                log.warning("Passing over the download's journal %s: %s.", path.name, reason)
+
+    def _try_to_forget(self, download_id: str) -> None:
+        try:
+            self.forget(download_id)
+        except OSError as error:
+            log.warning("Can't remove the download %s: %s.", download_id, error.strerror or error)
+
+
+def _read(path: Path) -> Record:
+    if path.stat().st_size > MAX_JOURNAL_BYTES:
+        raise ValueError("it is too long")
+    record = _form().validate_json(path.read_bytes())
+    if record.id != path.stem or not _ID.fullmatch(record.id) or not record.files:
+        raise ValueError("it is another one's")
+    return record
