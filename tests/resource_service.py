@@ -22,6 +22,7 @@ class Resource:
     models: "models_pb2_grpc.ModelServiceAsyncStub"
     downloads: "downloads_pb2_grpc.DownloadServiceAsyncStub"
     data_dir: Path
+    address: str
 
 
 @asynccontextmanager
@@ -45,4 +46,5 @@ async def resource_service(data_dir: Path, hub: HubServer, **downloads: object) 
             models_pb2_grpc.ModelServiceStub(channel),
             downloads_pb2_grpc.DownloadServiceStub(channel),
             data_dir,
+            str(address),
         )

@@ -1,6 +1,6 @@
 """DownloadService over gRPC, with a hub on loopback: every field of the contract, there and back."""
 
-import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from fakes.hub_server import HubServer
 from genaid.resource.v1 import downloads_pb2 as pb
-from genaid.resource.v1 import models_pb2
+from genaid.resource.v1 import downloads_pb2_grpc, models_pb2
 from genaid_client import errors
 from resource_service import Resource, resource_service
 from unit.gguf_files import language_model
@@ -75,7 +75,7 @@ async def test_a_download_is_followed_to_its_model(resource: Resource, hub: HubS
     served = hub.add_file("a.gguf", LARGE)
     spec = url_spec(hub, "a.gguf", name="My Model", model_id="mine", type=models_pb2.MODEL_TYPE_LLM)
     spec.items[0].checksum = sha256(LARGE).upper().replace("SHA256", "sha256")
-    served.fail(stall_at=1_000_000, stalls=1)
+    served.fail(stall_at=1_500_000, stalls=1)
     created = await create(resource, spec)
     await served.stalled.wait()
     assert created.id
@@ -149,7 +149,7 @@ async def test_a_failure_says_why(resource: Resource, hub: HubServer) -> None:
 
 async def test_a_download_is_cancelled_and_cancelled_again(resource: Resource, hub: HubServer) -> None:
     served = hub.add_file("a.gguf", LARGE)
-    served.fail(stall_at=1_000_000)
+    served.fail(stall_at=1_500_000)
     created = await create(resource, url_spec(hub, "a.gguf"))
     await served.stalled.wait()
     request = pb.CancelDownloadRequest(download_id=created.id)
@@ -162,16 +162,19 @@ async def test_a_download_is_cancelled_and_cancelled_again(resource: Resource, h
 
 async def test_a_repeat_and_a_twin_are_the_same_download(resource: Resource, hub: HubServer) -> None:
     served = hub.add_file("a.gguf", LARGE)
-    served.fail(stall_at=1_000_000, stalls=1)
+    served.fail(stall_at=1_500_000, stalls=1)
     first = await create(resource, url_spec(hub, "a.gguf"), "r")
     await served.stalled.wait()
     assert (await create(resource, url_spec(hub, "other.gguf"), "r")).id == first.id
     assert (await create(resource, url_spec(hub, "a.gguf"))).id == first.id
     served.released.set()
     assert (await watched(resource, first.id))[-1].phase == pb.DOWNLOAD_PHASE_INSTALLED
-    again = await create(resource, url_spec(hub, "a.gguf"))
+    known = url_spec(hub, "a.gguf")
+    known.items[0].checksum = sha256(LARGE)
+    again = await create(resource, known)
     assert again.phase == pb.DOWNLOAD_PHASE_INSTALLED
     assert again.model.id == "tiny-llama"
+    assert [each.id for each in await resource.client.list_models()] == ["tiny-llama"]
 
 
 async def test_downloads_are_listed_by_pages_the_newest_first(resource: Resource, hub: HubServer) -> None:
@@ -185,7 +188,7 @@ async def test_downloads_are_listed_by_pages_the_newest_first(resource: Resource
             await watched(resource, download.id)
             ids.append(download.id)
     large = hub.add_file("large.gguf", LARGE)
-    large.fail(stall_at=1_000_000)
+    large.fail(stall_at=1_500_000)
     ids.append((await create(resource, url_spec(hub, "large.gguf"))).id)
     listed, token = [], ""
     while True:
@@ -251,14 +254,19 @@ async def test_watches_end_with_the_service_and_the_download_goes_on_with_the_ne
     tmp_path: Path, hub: HubServer
 ) -> None:
     served = hub.add_file("a.gguf", LARGE)
-    served.fail(stall_at=1_000_000, stalls=1)
-    async with resource_service(tmp_path, hub) as resource:
-        created = await create(resource, url_spec(hub, "a.gguf"))
-        await served.stalled.wait()
-        watching = asyncio.create_task(watched(resource, created.id))
-        await asyncio.sleep(0)
-    watched_until = await watching
-    assert all(each.phase != pb.DOWNLOAD_PHASE_INSTALLED for each in watched_until)
+    served.fail(stall_at=1_500_000, stalls=1)
+    async with contextlib.AsyncExitStack() as after:
+        async with resource_service(tmp_path, hub) as resource:
+            created = await create(resource, url_spec(hub, "a.gguf"))
+            await served.stalled.wait()
+            channel = await after.enter_async_context(grpc.aio.insecure_channel(resource.address))
+            stub = downloads_pb2_grpc.DownloadServiceStub(channel)
+            stream = stub.WatchDownload(pb.WatchDownloadRequest(download_id=created.id))
+            responses = aiter(stream)
+            assert (await anext(responses)).download.phase == pb.DOWNLOAD_PHASE_DOWNLOADING
+        rest = [response.download.phase async for response in responses]
+        assert pb.DOWNLOAD_PHASE_INSTALLED not in rest
+        assert await stream.code() is grpc.StatusCode.OK
     served.released.set()
     async with resource_service(tmp_path, hub) as resource:
         last = (await watched(resource, created.id))[-1]

@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.download import DownloadSpec
 from genaid_server.resource.core.model import Component, ModelType
-from genaid_server.resource.core.names import check_file_name, check_id, check_name, unprintable
+from genaid_server.resource.core.names import PICKLED, check_file_name, check_id, check_name, unprintable
 from genaid_server.resource.core.remote import HubFile, Item
 from genaid_server.resource.core.shards import shard_name
 
@@ -23,7 +23,6 @@ MAX_SOURCE: Final = 2048
 """Characters of a URL, or of a file's path in a repository."""
 
 _CHECKSUM: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_PICKLED: Final = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 _REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _REVISION: Final = re.compile(r"[\w][\w./+-]{0,254}", re.ASCII)
 
@@ -93,7 +92,7 @@ def _checked_item(item: Item, where: str) -> Item:
         _check_url(item.source, f"{where}.source")
     name = source_name(item)
     # A URL may leave the name to the server's answer; that is checked when it is there.
-    if isinstance(item.source, HubFile) or PurePosixPath(name).suffix.lower() in _PICKLED:
+    if isinstance(item.source, HubFile) or PurePosixPath(name).suffix.lower() in PICKLED:
         check_file_name(name, f"{where}.source")
     return replace(item, checksum=normal_checksum(item.checksum, f"{where}.checksum"))
 

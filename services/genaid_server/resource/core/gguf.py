@@ -51,7 +51,8 @@ MAX_KEPT_BYTES_WITH_ARRAYS: Final = 512 * 2**20
 _MAX_DIMENSIONS: Final = 4  # of a tensor, as in ggml
 _MAX_ELEMENTS: Final = 2**63 - 1
 _DEFAULT_ALIGNMENT: Final = 32
-_CHUNK: Final = 2**20  # read at once; above MAX_STRING_BYTES, so that reads always get on
+_FIRST_CHUNK: Final = 2**16  # read at once at first, each time four times as much, and at last
+_CHUNK: Final = 2**20
 _PAIR_BYTES: Final = 13  # the smallest pair: an empty key, its type, one byte
 _TENSOR_BYTES: Final = 24  # the smallest entry: an empty name, no dimensions, its type, its offset
 _TENSOR_COST: Final = 400  # memory that an entry takes besides its name, at its largest
@@ -273,6 +274,7 @@ class _Cursor:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._end = min(source.size, MAX_HEADER_BYTES)
+        self._chunk = _FIRST_CHUNK
         self._buffer = b""
         self._base = 0  # where in the file the buffer begins
         self._index = 0  # of the next byte in the buffer; beyond its end after a jump
@@ -331,7 +333,8 @@ class _Cursor:
             return
         self._require(length)
         position = self.position
-        wanted = min(max(length, _CHUNK), self._end - position)
+        wanted = min(max(length, self._chunk), self._end - position)
+        self._chunk = min(4 * self._chunk, _CHUNK)
         buffer = self._source.read_at(position, wanted)
         if len(buffer) != wanted:
             raise _truncated("it ended while it was being read")

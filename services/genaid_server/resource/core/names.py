@@ -21,7 +21,7 @@ ID: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _DEVICES: Final = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³")]
 )
-_PICKLED: Final = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+PICKLED: Final = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
 def slug(name: str) -> str:
@@ -73,7 +73,7 @@ def check_file_name(name: str, field: str = "file_name") -> ModelFormat:
     if problem := file_name_problem(name):
         raise InvalidRequestError(f"A model's file must have a bare name, and {problem}", field=field)
     suffix = Path(name).suffix.lower()
-    if suffix in _PICKLED:
+    if suffix in PICKLED:
         raise InvalidRequestError(
             f"{suffix} files are pickled: to load one can run any code that its maker put in. "
             "Fetch the model as .gguf or .safetensors.",
