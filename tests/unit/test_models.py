@@ -33,6 +33,7 @@ from genaid_server.resource.core.models import ModelStore
 from genaid_server.resource.core.names import MAX_ID, slug
 from genaid_server.resource.core.weights import check_stamp, read_stamp
 from unit.gguf_files import array, diffusion_model, header, language_model, model, pair, tensor, u64
+from unit.store_files import safetensors
 
 OTHER_DISK = Path("/dev/shm")  # noqa: S108 - a file system of its own, on Linux
 
@@ -48,13 +49,6 @@ def put(store: ModelStore, file_name: str, content: bytes | None = None) -> Path
     path = store.inbox / file_name
     path.write_bytes(language_model() if content is None else content)
     return path
-
-
-def safetensors(names: tuple[str, ...] = ("weight",), title: str = "") -> bytes:
-    header: dict[str, object] = {"__metadata__": {"modelspec.title": title}}
-    header |= {name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(names)}
-    text = json.dumps(header).encode()
-    return u64(len(text)) + text + bytes(4 * len(names))
 
 
 def record_of(model: Model) -> Path:

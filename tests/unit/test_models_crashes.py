@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,33 @@ async def test_an_installation_that_is_killed_is_undone_or_done(tmp_path: Path, 
     assert all(each in (({}, whole), ({made.id: whole}, [])) for each in found[first:])
     assert found[-1] == ({made.id: whole}, [])
     assert len(found[first:]) > 4
+
+
+@pytest.mark.parametrize("linked", [True, False])
+async def test_a_shared_shard_never_leaves_its_first_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    if not linked:
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(1, "no links on this file system")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    store = await ModelStore.open(tmp_path / "data")
+    staging = Staging(store)
+    first = await store.install(staging.shards(shards(3)), model_id="first")
+    staged = staging.shards(shards(3))
+    staged[1].path.unlink()
+    staged[1] = replace(staged[1], path=first.files[1].path)
+    with photographed(tmp_path / "data", tmp_path / "album") as pictures:
+        await store.install(staged, model_id="second")
+    await store.close()
+    whole = sorted(shards(3))
+    waiting = sorted([shards(3)[0], shards(3)[2]])
+    found = await outcomes(pictures)
+    assert all(each in (({"first": whole}, waiting), ({"first": whole, "second": whole}, [])) for each in found)
+    assert found[0] == ({"first": whole}, waiting)
+    assert found[-1] == ({"first": whole, "second": whole}, [])
 
 
 async def test_a_removal_that_is_killed_is_done_at_the_next_start(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def place(
     All places are below `root`. Raises what the disk or `commit` raise, and StoppedError when `stop` is set.
     """
     write_atomic(journal, _written(root, placements))
+    flush_folder(journal.parent)
     try:
         for placement in placements:
             _put(placement, stop)
@@ -57,6 +58,7 @@ def place(
         if undo(placements, journal.parent):
             journal.unlink(missing_ok=True)
         raise
+    flush_folder(journal.parent)
     with contextlib.suppress(OSError):  # it is of no effect beside a record
         journal.unlink()
 

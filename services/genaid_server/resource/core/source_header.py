@@ -5,6 +5,7 @@ from genaid_server.resource.core.gguf import GgufHeader
 from genaid_server.resource.core.model import Model, ModelFormat, SourceType
 from genaid_server.resource.core.remote import HubFile, Item, Remote, RemoteError
 from genaid_server.resource.core.remote_header import read_remote_header
+from genaid_server.resource.core.retry import answer_within
 
 
 class SourceHeaders:
@@ -22,9 +23,10 @@ class SourceHeaders:
                 modelId=model.id,
             )
         is_hub = source.type is SourceType.HUGGINGFACE
-        item = Item(HubFile(source.repo, source.file, source.revision) if is_hub else source.url)
+        item = Item(HubFile(source.repo, source.file, source.revision or "main") if is_hub else source.url)
         try:
-            resolved = await self._remote.resolve(item)
+            async with answer_within(self._stall_seconds):
+                resolved = await self._remote.resolve(item)
             header = await read_remote_header(self._remote, resolved, ModelFormat.GGUF, self._stall_seconds)
         except RemoteError as error:
             raise DownloadError(error.message, modelId=model.id) from error

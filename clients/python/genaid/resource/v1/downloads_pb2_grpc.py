@@ -71,8 +71,9 @@ class DownloadServiceServicer:
     """
 
     def CreateDownload(self, request, context):
-        """Accepts a download and returns at once. One that is already under way for the same files is joined; where the
-        model is installed, the download that is returned is INSTALLED.
+        """Accepts a download and returns at once. One that is already under way for the same files is joined. Where the
+        model is installed nothing is fetched again: the download is INSTALLED at once where a checksum or a full commit
+        tells so, else as soon as the source has been asked.
 
         Errors: INVALID_REQUEST for a source, name or checksum that can't be right.
         """

@@ -37,8 +37,9 @@ class DownloadServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DownloadServiceAsyncStub: ...
     CreateDownload: _grpc.UnaryUnaryMultiCallable[_downloads_pb2.CreateDownloadRequest, _downloads_pb2.CreateDownloadResponse]
-    """Accepts a download and returns at once. One that is already under way for the same files is joined; where the
-    model is installed, the download that is returned is INSTALLED.
+    """Accepts a download and returns at once. One that is already under way for the same files is joined. Where the
+    model is installed nothing is fetched again: the download is INSTALLED at once where a checksum or a full commit
+    tells so, else as soon as the source has been asked.
 
     Errors: INVALID_REQUEST for a source, name or checksum that can't be right.
     """
@@ -72,8 +73,9 @@ class DownloadServiceAsyncStub(DownloadServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateDownload: _aio.UnaryUnaryMultiCallable[_downloads_pb2.CreateDownloadRequest, _downloads_pb2.CreateDownloadResponse]  # type: ignore[assignment]
-    """Accepts a download and returns at once. One that is already under way for the same files is joined; where the
-    model is installed, the download that is returned is INSTALLED.
+    """Accepts a download and returns at once. One that is already under way for the same files is joined. Where the
+    model is installed nothing is fetched again: the download is INSTALLED at once where a checksum or a full commit
+    tells so, else as soon as the source has been asked.
 
     Errors: INVALID_REQUEST for a source, name or checksum that can't be right.
     """
@@ -110,8 +112,9 @@ class DownloadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _downloads_pb2.CreateDownloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_downloads_pb2.CreateDownloadResponse, _abc.Awaitable[_downloads_pb2.CreateDownloadResponse]]:
-        """Accepts a download and returns at once. One that is already under way for the same files is joined; where the
-        model is installed, the download that is returned is INSTALLED.
+        """Accepts a download and returns at once. One that is already under way for the same files is joined. Where the
+        model is installed nothing is fetched again: the download is INSTALLED at once where a checksum or a full commit
+        tells so, else as soon as the source has been asked.
 
         Errors: INVALID_REQUEST for a source, name or checksum that can't be right.
         """
