@@ -6,7 +6,7 @@ awaits, so what was checked still holds when it is acted on.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -287,7 +287,11 @@ class Engine:
 
     def _unload(self) -> None:
         if not self._users and not self._starters and self._life.state is State.RUNNING:
-            self._unloading = asyncio.create_task(self._supervisor.stop("unloaded"), name="image engine unload")
+            self._unloading = asyncio.create_task(self._unload_now(), name="image engine unload")
+
+    async def _unload_now(self) -> None:
+        with suppress(ServerError):  # the worker is being closed at this moment, which unloads as well
+            await self._supervisor.stop("unloaded")
 
     def _cancel_idle_timer(self) -> None:
         if self._idle_timer is not None:
