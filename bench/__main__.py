@@ -11,10 +11,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import downloads, headers, images, polling, startup
+from bench import downloads, gateway_llm, headers, images, llm, polling, startup, system
 from bench.rows import Row
 
-GROUPS = {"startup": startup, "headers": headers, "downloads": downloads, "images": images, "polling": polling}
+GROUPS = {
+    "startup": startup,
+    "system": system,
+    "headers": headers,
+    "downloads": downloads,
+    "images": images,
+    "llm": llm,
+    "gateway_llm": gateway_llm,
+    "polling": polling,
+}
 RESULTS = Path(__file__).parent / "results.json"
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->"

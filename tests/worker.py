@@ -1,7 +1,7 @@
 """A resource manager and an image worker in the test's own event loop, served on free ports, with the real engine."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,15 @@ class Worker:
 
 
 @asynccontextmanager
-async def image_worker(data_dir: Path, **settings: object) -> AsyncIterator[Worker]:
+async def image_worker(
+    data_dir: Path, *, memory: Mapping[str, int] | None = None, **settings: object
+) -> AsyncIterator[Worker]:
     """Serve both until the block ends; `settings` are those of the configuration's section `image`."""
     config = configuration.load(
         flags={
             "data_dir": data_dir,
             "resource": {"listen": "127.0.0.1:0"},
+            "memory": dict(memory or {}),
             "image": {"listen": "127.0.0.1:0", **settings},
         }
     )

@@ -16,13 +16,15 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from genaid.image.v1 import engine_pb2, generation_pb2
-from genaid.resource.v1 import downloads_pb2, models_pb2
+from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, system_pb2
 from genaid_server.kit.errors import DomainError
 from genaid_server.kit.rpc import ErrorInterceptor
 
 SERVICES = [
     models_pb2.DESCRIPTOR.services_by_name["ModelService"],
     downloads_pb2.DESCRIPTOR.services_by_name["DownloadService"],
+    system_pb2.DESCRIPTOR.services_by_name["SystemService"],
+    llm_pb2.DESCRIPTOR.services_by_name["LlmService"],
     engine_pb2.DESCRIPTOR.services_by_name["EngineService"],
     generation_pb2.DESCRIPTOR.services_by_name["GenerationService"],
 ]

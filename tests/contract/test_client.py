@@ -38,6 +38,8 @@ from genaid_client import (
     Sampler,
     ServerState,
     errors,
+    types_llm,
+    types_system,
 )
 from genaid_server.kit.errors import DomainError
 
@@ -98,7 +100,7 @@ def test_both_faces_have_the_same_methods() -> None:
 def test_everything_is_exported() -> None:
     public = {
         name
-        for module in (errors, genaid_client.types)
+        for module in (errors, genaid_client.types, types_llm, types_system)
         for name, value in vars(module).items()
         if inspect.isclass(value) and value.__module__ == module.__name__
     }
@@ -587,16 +589,21 @@ async def test_unary_calls_have_deadlines_and_watches_none(
         ):
             assert [item async for item in iterator] == []
     async with resource(address, timeout=100) as client:
-        for name in ("list_models", "list_downloads"):
+        for name in ("list_models", "list_downloads", "get_capabilities", "get_memory"):
             await client.call(name)
         await client.call("create_download", DownloadSpec(()))
         for name in ("get_model", "import_model", "delete_model", "refresh_model_metadata"):
             await client.call(name, "x")
-        for name in ("get_download", "cancel_download"):
+        for name in ("get_download", "cancel_download", "check_model", "recommend_llm_config"):
             await client.call(name, "x")
-        for iterator in (client.iterate("verify_model", "x"), client.iterate("watch_download", "x")):
+        for iterator in (
+            client.iterate("verify_model", "x"),
+            client.iterate("watch_download", "x"),
+            client.iterate("watch_memory"),
+        ):
             assert [item async for item in iterator] == []
     unlimited = {"WatchEngine", "TailLogs", "WatchGeneration", "GenerateImages", "VerifyModel", "WatchDownload"}
+    unlimited |= {"WatchMemory"}
     longer = {"StartEngine": 600, "ImportModel": 3600, "RefreshModelMetadata": 120}
     longer |= dict.fromkeys(("StopEngine", "CancelGeneration", "DeleteGeneration", "CancelDownload"), 60)
     assert {name for name, left in script.deadlines.items() if left is None} == unlimited
@@ -605,7 +612,7 @@ async def test_unary_calls_have_deadlines_and_watches_none(
         assert left is not None
         limit = longer.get(name, 100)
         assert limit / 2 < left < limit * 1.02  # gRPC rounds a little on the way
-    assert len(script.deadlines) == 26
+    assert len(script.deadlines) == 31
 
 
 async def test_there_is_a_deadline_by_default(image: Connect, script: Script, address: str) -> None:

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from genaid.image.v1 import engine_pb2, generation_pb2
-from genaid.resource.v1 import downloads_pb2, models_pb2
-from genaid_client import convert
+from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, system_pb2
+from genaid_client import convert, convert_llm, convert_system, types_llm, types_system
+from genaid_client.messages import LONGEST
 from genaid_client.types import (
     Component,
     Download,
@@ -107,7 +108,7 @@ def test_what_to_fetch_comes_back_as_it_went(spec: DownloadSpec) -> None:
 
 
 @unhurried
-@given(st.floats(-convert.LONGEST, convert.LONGEST))
+@given(st.floats(-LONGEST, LONGEST))
 def test_a_keep_alive_comes_back_as_it_went(seconds: float) -> None:
     request = convert.start_engine_request("m", None, EngineOptions(), seconds, replace=False)
     engine = convert.engine_from_pb(engine_pb2.Engine(keep_alive=request.keep_alive))
@@ -398,6 +399,13 @@ CONVERSIONS: list[tuple[Callable[[Any], Any], Descriptor]] = [
     (convert.engine_from_pb, engine_pb2.Engine.DESCRIPTOR),
     (convert.log_entry_from_pb, engine_pb2.LogEntry.DESCRIPTOR),
     (convert.generation_from_pb, generation_pb2.Generation.DESCRIPTOR),
+    (convert_system.capabilities_from_pb, system_pb2.SystemCapabilities.DESCRIPTOR),
+    (convert_system.memory_from_pb, system_pb2.MemorySnapshot.DESCRIPTOR),
+    (convert_system.check_from_pb, system_pb2.CheckModelResponse.DESCRIPTOR),
+    (convert_system.recommendation_from_pb, system_pb2.RecommendLlmConfigResponse.DESCRIPTOR),
+    (convert_system.llm_config_from_pb, system_pb2.LlmConfig.DESCRIPTOR),
+    (convert_llm.llm_from_pb, llm_pb2.Llm.DESCRIPTOR),
+    (convert_llm.log_entry_from_pb, llm_pb2.LogEntry.DESCRIPTOR),
 ]
 
 
@@ -439,7 +447,9 @@ def test_any_message_converts_and_keeps_its_plain_fields(
     for field in descriptor.fields:
         if field.message_type is None and field.enum_type is None:
             absent = field.has_presence and not message.HasField(field.name)
-            assert getattr(result, field.name) == (None if absent else getattr(message, field.name))
+            sent = getattr(message, field.name)
+            expected = tuple(sent) if field.is_repeated else None if absent else sent
+            assert getattr(result, field.name) == expected
 
 
 RENAMED = {
@@ -476,18 +486,38 @@ def _in_oneof(field: Any) -> bool:
         (GgufMetadata, models_pb2.GgufMetadata),
         (Engine, engine_pb2.Engine),
         (EngineOptions, engine_pb2.EngineOptions),
-        (LogEntry, engine_pb2.LogEntry),
+        (LogEntry, llm_pb2.LogEntry),
+        (types_llm.Llm, llm_pb2.Llm),
+        (types_llm.LlmServing, llm_pb2.LlmServing),
         (Generation, generation_pb2.Generation),
         (GenerationSpec, generation_pb2.GenerationSpec),
         (Progress, generation_pb2.Progress),
         (ImageInfo, generation_pb2.ImageInfo),
         (GenerationFailure, generation_pb2.GenerationError),
+        (types_system.SystemCapabilities, system_pb2.SystemCapabilities),
+        (types_system.Cpu, system_pb2.Cpu),
+        (types_system.Ram, system_pb2.Ram),
+        (types_system.Gpu, system_pb2.Gpu),
+        (types_system.Recommendations, system_pb2.Recommendations),
+        (types_system.MemorySnapshot, system_pb2.MemorySnapshot),
+        (types_system.GpuMemory, system_pb2.GpuMemory),
+        (types_system.EngineMemory, system_pb2.EngineMemory),
+        (types_system.MemoryNeed, system_pb2.MemoryNeed),
+        (types_system.Footprint, system_pb2.Footprint),
+        (types_system.LlmConfig, system_pb2.LlmConfig),
+        (types_system.ModelCheck, system_pb2.CheckModelResponse),
+        (types_system.LlmRecommendation, system_pb2.RecommendLlmConfigResponse),
     ],
 )
 def test_results_have_every_field_of_their_messages(kind: Any, message: type[Message]) -> None:
     told = {RENAMED.get(field.name, field.name) for field in message.DESCRIPTOR.fields if not _in_oneof(field)}
     told |= {oneof.name for oneof in _oneofs(message.DESCRIPTOR)}
     assert {field.name for field in dataclasses.fields(kind)} == told
+
+
+def test_a_log_line_of_the_image_engine_has_all_but_the_raw_one() -> None:
+    told = {field.name for field in engine_pb2.LogEntry.DESCRIPTOR.fields}
+    assert {field.name for field in dataclasses.fields(LogEntry)} == told | {"raw"}
 
 
 @pytest.mark.parametrize(
@@ -503,9 +533,16 @@ def test_results_have_every_field_of_their_messages(kind: Any, message: type[Mes
         (ServerState, engine_pb2.ServerState),
         (Health, engine_pb2.Health),
         (LogLevel, engine_pb2.LogLevel),
+        (ServerState, llm_pb2.ServerState),
+        (Health, llm_pb2.Health),
+        (LogLevel, llm_pb2.LogLevel),
+        (types_llm.LlmEvent, llm_pb2.LlmEvent),
         (GenerationState, generation_pb2.GenerationState),
         (Stage, generation_pb2.Stage),
         (Sampler, generation_pb2.Sampler),
+        (types_system.GpuVendor, system_pb2.GpuVendor),
+        (types_system.CacheType, system_pb2.CacheType),
+        (types_system.Placement, system_pb2.Placement),
     ],
 )
 def test_enums_have_every_value_of_the_contract(members: Any, wrapper: Any) -> None:

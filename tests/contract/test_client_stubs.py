@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from contract.scripted import SERVICES
 from genaid.image.v1 import engine_pb2, generation_pb2
-from genaid.resource.v1 import downloads_pb2, models_pb2
+from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, system_pb2
 from genaid_client import (
     DownloadItem,
     DownloadPhase,
@@ -22,6 +22,9 @@ from genaid_client import (
     Image,
     ImageClient,
     InternalError,
+    LlmConfig,
+    LlmEvent,
+    LlmServing,
     ModelNotFoundError,
     ResourceClient,
     ServerBusyError,
@@ -170,3 +173,41 @@ def test_a_download_is_asked_for(channel: Any, caller: ThreadPoolExecutor, resou
     call.terminate(downloads_pb2.CreateDownloadResponse(download=downloads_pb2.Download(id="d")), *OK)
     assert [item.url for item in request.spec.items] == ["http://127.0.0.1/x.gguf"]
     assert result.result().id == "d"
+
+
+def test_memory_is_watched(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
+    result = caller.submit(lambda: [memory.ram.used_bytes for memory in resource.watch_memory(2.5)])
+    request, call = take_stream(channel, "WatchMemory")
+    for used in (1, 2):
+        memory = system_pb2.MemorySnapshot(ram=system_pb2.Ram(used_bytes=used))
+        call.send_response(system_pb2.WatchMemoryResponse(memory=memory))
+    call.terminate(*OK)
+    assert (request.interval.seconds, request.interval.nanos) == (2, 500_000_000)
+    assert result.result() == [1, 2]
+
+
+def test_a_config_is_recommended(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
+    result = caller.submit(resource.recommend_llm_config, "tiny", LlmConfig(context_size=512))
+    request, call = take_unary(channel, "RecommendLlmConfig")
+    call.terminate(system_pb2.RecommendLlmConfigResponse(config=request.wishes, fits=True), *OK)
+    assert request == system_pb2.RecommendLlmConfigRequest(
+        model_id="tiny", wishes=system_pb2.LlmConfig(context_size=512)
+    )
+    assert result.result().config == LlmConfig(context_size=512)
+
+
+def test_a_language_model_is_started(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
+    result = caller.submit(resource.start_llm, "tiny", serving=LlmServing(port=0), request_id="mine")
+    request, call = take_unary(channel, "StartLlm")
+    call.terminate(llm_pb2.StartLlmResponse(llm=llm_pb2.Llm(host="127.0.0.1", port=7)), *OK)
+    assert request == llm_pb2.StartLlmRequest(model_id="tiny", serving=llm_pb2.LlmServing(port=0), request_id="mine")
+    assert result.result().base_url == "http://127.0.0.1:7"
+
+
+def test_the_llm_engine_is_watched(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
+    result = caller.submit(lambda: [now.last_event for now in resource.watch_llm()])
+    _, call = take_stream(channel, "WatchLlm")
+    for event in (llm_pb2.LLM_EVENT_STARTED, llm_pb2.LLM_EVENT_READY):
+        call.send_response(llm_pb2.WatchLlmResponse(llm=llm_pb2.Llm(last_event=event)))
+    call.terminate(*OK)
+    assert result.result() == [LlmEvent.STARTED, LlmEvent.READY]

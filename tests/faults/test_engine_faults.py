@@ -47,10 +47,15 @@ async def engine_in(worker: Worker, state: ServerState) -> Engine:
     raise AssertionError("the watch ended")
 
 
-async def generation_in(worker: Worker, identity: str, stage: Stage, image: int = 1) -> Generation:
+async def generation_in(worker: Worker, identity: str, stage: Stage, image: int = 1, step: int = 0) -> Generation:
     async for generation in worker.images.watch_generation(identity):
         progress = generation.progress
-        if progress is not None and progress.stage is stage and progress.current_image >= image:
+        if (
+            progress is not None
+            and progress.stage is stage
+            and progress.current_image >= image
+            and progress.current_step >= step
+        ):
             return generation
         assert not generation.state.terminal, generation
     raise AssertionError("the watch ended")
@@ -93,6 +98,8 @@ async def assert_idle(worker: Worker) -> None:
 async def test_a_killed_engine_costs_its_generation_and_nothing_else(worker: Worker, moment: str) -> None:
     created = await worker.images.create_generation(LONG if moment == "diffusion" else DECODES)
     await reach(worker, created.id, moment)
+    if moment == "diffusion":  # the line that the log must show comes before the first step
+        await generation_in(worker, created.id, Stage.DIFFUSION, step=1)
     pid = (await worker.images.get_engine()).pid
     assert pid is not None
     psutil.Process(pid).kill()

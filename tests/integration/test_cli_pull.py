@@ -136,7 +136,7 @@ def test_a_model_of_the_hub(here: tuple[str, str], hub: Hub) -> None:
     pulled = genaid("pull", f"hf:{REPO}/hub.gguf", "--id", "from-the-hub", "--name", "Größe 7", *here)
     assert pulled.returncode == 0, pulled.stderr
     assert pulled.stdout == "from-the-hub\n"
-    for words in ("downloading", "installed", "Installed Größe 7: llm", "genaid models show from-the-hub"):
+    for words in ("downloading", "installed", "Installed Größe 7: llm", "genaid chat --model from-the-hub"):
         assert words in pulled.stderr
 
     model = json.loads(genaid("models", "show", "from-the-hub", "--json", *here).stdout)
@@ -177,7 +177,7 @@ def test_a_model_at_an_address(here: tuple[str, str], hub: Hub) -> None:
 def test_a_terminal_sees_it_come(here: tuple[str, str]) -> None:
     pulled = genaid("pull", f"hf:{REPO}/told.gguf", *here, env={"FORCE_COLOR": "1", "COLUMNS": "120"})
     assert pulled.returncode == 0, pulled.stderr
-    for part in ("told.gguf", "━", "MB", "%"):
+    for part in ("told.gguf", "━", "MiB", "%"):
         assert part in pulled.stderr
 
 

@@ -245,7 +245,7 @@ def test_json_of_results(capsys: pytest.CaptureFixture[str]) -> None:
     print_json([entry])
     printed = capsys.readouterr().out
     assert json.loads(printed) == [
-        {"sequence": 3, "time": "2025-01-02T00:00:00+00:00", "level": "warn", "message": "día"}
+        {"sequence": 3, "time": "2025-01-02T00:00:00+00:00", "level": "warn", "message": "día", "raw": ""}
     ]
     assert "día" in printed
 

@@ -49,18 +49,18 @@ DOWNLOADING = Download(
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "downloading, 29.00 MB of 100.00 MB (29%), 2.50 MB/s, 28s left"),
-        ({"bytes_total": None, "remaining_seconds": None}, "downloading, 29.00 MB, 2.50 MB/s"),
+        ({}, "downloading, 29.00 MiB of 100.00 MiB (29%), 2.50 MiB/s, 28s left"),
+        ({"bytes_total": None, "remaining_seconds": None}, "downloading, 29.00 MiB, 2.50 MiB/s"),
         (
             {"bytes_per_second": 0.0, "remaining_seconds": None, "retries": 3, "problem": "nothing arrives"},
-            "downloading, 29.00 MB of 100.00 MB (29%), trying again (3 so far): nothing arrives",
+            "downloading, 29.00 MiB of 100.00 MiB (29%), trying again (3 so far): nothing arrives",
         ),
         (
             {"phase": DownloadPhase.QUEUED, "bytes_done": 0, "bytes_total": None}
             | {"bytes_per_second": 0.0, "remaining_seconds": None},
             "waiting for its turn",
         ),
-        ({"phase": DownloadPhase.CANCELLED, "problem": "nothing arrives"}, "cancelled, 29.00 MB of 100.00 MB (29%)"),
+        ({"phase": DownloadPhase.CANCELLED, "problem": "nothing arrives"}, "cancelled, 29.00 MiB of 100.00 MiB (29%)"),
     ],
 )
 def test_a_line_says_how_far_it_is(changes: dict[str, object], line: str) -> None:
@@ -79,7 +79,7 @@ def test_only_the_whole_is_a_hundred_percent(done: int, total: int, share: int) 
 
 def test_how_much_of_how_much() -> None:
     assert amount(0, None) == "0 B"
-    assert amount(512, 1024) == "512 B of 1.00 KB (50%)"
+    assert amount(512, 1024) == "512 B of 1.00 KiB (50%)"
 
 
 def test_a_file_is_named_with_what_it_is_to_the_model() -> None:
@@ -120,16 +120,16 @@ def test_a_terminal_shows_a_line_a_file_and_what_is_the_matter() -> None:
     )
     first, second, pace, trouble = drawn(replace(DOWNLOADING, files=files, retries=2, problem="nothing arrives"))
     assert "diffusion_model: flux.gguf" in first
-    assert "29.00 MB of 80.00 MB (36%)" in first
+    assert "29.00 MiB of 80.00 MiB (36%)" in first
     assert "vae: ae.safetensors" in second
-    assert pace.strip() == "downloading, 29.00 MB of 100.00 MB (29%), 2.50 MB/s, 28s left"
+    assert pace.strip() == "downloading, 29.00 MiB of 100.00 MiB (29%), 2.50 MiB/s, 28s left"
     assert trouble.strip() == "trying again (2 so far): nothing arrives"
 
 
 def test_names_are_cut_where_the_terminal_is_narrow() -> None:
     files = (FileProgress("x" * 200, None, 29 * MB, 80 * MB),)
     first, _ = drawn(replace(DOWNLOADING, files=files), width=80)
-    assert "29.00 MB of 80.00 MB (36%)" in first
+    assert "29.00 MiB of 80.00 MiB (36%)" in first
     assert "…" in first
 
 

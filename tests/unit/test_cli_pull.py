@@ -95,11 +95,11 @@ async def test_pull_waits_and_prints_the_models_id(genaid: Genaid, script: Scrip
     lines = [line.strip() for line in result.stderr.splitlines()]
     assert lines == [
         "download d-1",
-        "waiting for its turn, 1.00 GB of 4.00 GB (25%), 512.00 MB/s, 6s left",
-        "downloading, 1.00 GB of 4.00 GB (25%), 512.00 MB/s, 6s left",
-        "installed, 4.00 GB of 4.00 GB (100%)",
-        "Installed Tiny: llm, 4.00 GB.",
-        "See what it is: genaid models show tiny",
+        "waiting for its turn, 1.00 GiB of 4.00 GiB (25%), 512.00 MiB/s, 6s left",
+        "downloading, 1.00 GiB of 4.00 GiB (25%), 512.00 MiB/s, 6s left",
+        "installed, 4.00 GiB of 4.00 GiB (100%)",
+        "Installed Tiny: llm, 4.00 GiB.",
+        "Talk to it: genaid chat --model tiny",
     ]
     (name, request), (watch, watched_id) = script.requests
     assert (name, watch, watched_id.download_id) == ("CreateDownload", "WatchDownload", "d-1")
@@ -156,7 +156,7 @@ async def test_a_terminal_sees_a_line_a_file(genaid: Genaid, monkeypatch: pytest
     monkeypatch.setenv("COLUMNS", "120")
     result = await genaid("pull", "hf:o/n/f")
     assert (result.exit_code, result.stdout) == (0, "tiny\n")
-    for part in ("tiny.gguf", "━", "1.00 GB of 4.00 GB (25%)", "512.00 MB/s", "6s left"):
+    for part in ("tiny.gguf", "━", "1.00 GiB of 4.00 GiB (25%)", "512.00 MiB/s", "6s left"):
         assert part in result.stderr
 
 
@@ -240,7 +240,7 @@ async def test_one_download_is_shown(genaid: Genaid, script: Script) -> None:
     script.steps["GetDownload"] = [downloads_pb2.GetDownloadResponse(download=FAILED)]
     result = await genaid("downloads", "show", "d-1")
     assert result.exit_code == 0
-    for part in ("failed", "http://127.0.0.1/tiny.gguf", "tiny.gguf: 1.00 GB of 4.00 GB", "It is another file."):
+    for part in ("failed", "http://127.0.0.1/tiny.gguf", "tiny.gguf: 1.00 GiB of 4.00 GiB", "It is another file."):
         assert part in result.stdout
     as_json = json.loads((await genaid("downloads", "show", "d-1", "--json")).stdout)
     assert as_json["error"]["code"] == "CHECKSUM_ERROR"
@@ -313,7 +313,7 @@ async def test_a_terminal_sees_how_far_verifying_is(
     script.steps["VerifyModel"] = verified("VALID")
     result = await genaid("models", "verify", "tiny")
     assert "verifying tiny" in result.stderr
-    assert "of 2.00 GB" in result.stderr
+    assert "of 2.00 GiB" in result.stderr
 
 
 async def test_refreshing_says_where_to_read(genaid: Genaid, script: Script) -> None:
@@ -330,7 +330,7 @@ async def test_models_are_listed_with_what_is_known_of_them(genaid: Genaid, scri
     script.steps["ListModels"] = [models_pb2.ListModelsResponse(models=[MODEL, bare])]
     header, first, second = (await genaid("models", "list")).stdout.splitlines()
     assert header.split() == ["ID", "NAME", "TYPE", "ARCHITECTURE", "LAYERS", "CONTEXT", "SIZE", "ADDED"]
-    assert first.split() == ["tiny", "Tiny", "llm", "llama", "32", "4096", "4.00", "GB", "2023-11-14"]
+    assert first.split() == ["tiny", "Tiny", "llm", "llama", "32", "4096", "4.00", "GiB", "2023-11-14"]
     assert second.split() == ["bare", "unknown", "0", "B", "2023-11-14"]
 
 
@@ -362,7 +362,7 @@ async def test_one_model_is_shown(genaid: Genaid, script: Script) -> None:
     shown = rows(plain.stdout)
     for row in (
         ["type", "llm"],
-        ["size", "4.00 GB (4,294,967,296 bytes)"],
+        ["size", "4.00 GiB (4,294,967,296 bytes)"],
         ["architecture", "llama"],
         ["layers", "32"],
         ["context", "4096 tokens"],
@@ -406,7 +406,7 @@ async def test_every_file_of_a_model_is_shown(genaid: Genaid, script: Script) ->
         ["file", "diffusion_model: /models/flux.gguf"],
         ["source", "http://127.0.0.1/flux.gguf"],
         ["file", "vae: /models/vae.safetensors"],
-        ["size", "1.50 KB (1,536 bytes)"],
+        ["size", "1.50 KiB (1,536 bytes)"],
         ["checksum", "sha256:22"],
         ["source", "imported from ae.safetensors"],
     ):

@@ -15,14 +15,14 @@ from genaid_server.cli.units import UNITS, format_bytes, format_seconds, format_
         (0, "0 B"),
         (1, "1 B"),
         (1023, "1023 B"),
-        (1024, "1.00 KB"),
-        (1536, "1.50 KB"),
-        (1024**2 - 1, "1.00 MB"),
-        (1024**2, "1.00 MB"),
-        (4368769024, "4.07 GB"),  # the documented example
-        (1024**3 - 1, "1.00 GB"),
-        (1024**4, "1.00 TB"),
-        (1024**6, "1024.00 PB"),
+        (1024, "1.00 KiB"),
+        (1536, "1.50 KiB"),
+        (1024**2 - 1, "1.00 MiB"),
+        (1024**2, "1.00 MiB"),
+        (4368769024, "4.07 GiB"),  # the documented example
+        (1024**3 - 1, "1.00 GiB"),
+        (1024**4, "1.00 TiB"),
+        (1024**6, "1024.00 PiB"),
         (0.4, "0 B"),
     ],
 )
@@ -32,16 +32,16 @@ def test_sizes(count: float, text: str) -> None:
 
 @given(st.integers(0, 2**60))
 def test_a_size_is_never_far_from_the_truth(count: int) -> None:
-    match = re.fullmatch(r"(\d{1,4}(?:\.\d\d)?) (B|KB|MB|GB|TB|PB)", format_bytes(count))
+    match = re.fullmatch(r"(\d{1,4}(?:\.\d\d)?) (B|KiB|MiB|GiB|TiB|PiB)", format_bytes(count))
     assert match is not None
     number, unit = float(match[1]), match[2]
-    assert number < 1024 or unit == "PB"
+    assert number < 1024 or unit == "PiB"
     step = 1024 ** ("B", *UNITS).index(unit)
     assert abs(number * step - count) <= step * 0.006
 
 
 def test_speeds() -> None:
-    assert format_speed(89_233_818.6) == "85.10 MB/s"
+    assert format_speed(89_233_818.6) == "85.10 MiB/s"
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_an_interrupted_run_leaves_the_old_file_and_no_part_of_the_new(
 @pytest.mark.parametrize("wrong", [{"vocab": 258}, {"context_length": 0}, {"layers": 0}])
 def test_an_llm_that_could_not_run_is_not_written(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError):
-        models.write_llm(tmp_path / "llm.gguf", **wrong)
+        models.write_llm(tmp_path / "llm.gguf", **wrong)  # type: ignore[arg-type]
     assert not any(tmp_path.iterdir())
 
 

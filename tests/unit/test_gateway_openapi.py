@@ -90,7 +90,7 @@ def test_every_operation_has_an_id_of_its_own_and_a_success() -> None:
         operation for path in DOCUMENT["paths"].values() for method, operation in path.items() if method != "parameters"
     ]
     ids = [operation["operationId"] for operation in operations]
-    assert len(set(ids)) == len(ids) == 7
+    assert len(set(ids)) == len(ids) == 11
     assert all(any(status.startswith("2") for status in operation["responses"]) for operation in operations)
 
 
@@ -126,6 +126,12 @@ def test_events_match_their_schema(name: str) -> None:
 def test_errors_match_their_schema() -> None:
     error = ApiError(503, "SERVER_BUSY", "Busy", suggestion="Wait.")
     assert matches(json.loads(error.body()), named("Error"))
+
+
+def test_errors_below_openai_match_theirs() -> None:
+    error = ApiError(503, "SERVER_BUSY", "Busy", suggestion="Wait.")
+    error.openai = True
+    assert matches(json.loads(error.body()), named("OpenAiError"))
 
 
 @pytest.mark.parametrize(

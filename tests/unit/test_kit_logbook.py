@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genaid_server.kit.errors import FileSystemError
-from genaid_server.kit.logbook import FLUSH_AFTER, MAX_LINE, Level, LineSplitter, Logbook, LogRecord, guess_level
+from genaid_server.kit.logbook import (
+    FLUSH_AFTER,
+    MAX_LINE,
+    Level,
+    LineSplitter,
+    Logbook,
+    LogRecord,
+    guess_level,
+    in_portions,
+    newest_within,
+)
 
 LINE = re.compile(r"\[(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)\] \[(DEBUG|INFO |WARN |ERROR)\] (.+)")
 
@@ -146,7 +156,7 @@ async def test_a_message_is_bounded_and_can_be_written_as_utf8() -> None:
     logbook = Logbook()
     logbook.append(Level.INFO, "x" * (2 * MAX_LINE))
     logbook.append(Level.INFO, "half a pair: \ud83d")
-    assert messages(logbook) == ["x" * MAX_LINE, "half a pair: ?"]
+    assert messages(logbook) == ["x" * (MAX_LINE - 1) + "…", "half a pair: ?"]
 
 
 async def flattened(watch: AsyncIterator[object]) -> list[int]:
@@ -301,3 +311,22 @@ async def test_a_folder_that_can_not_be_made_harms_nobody(tmp_path: Path) -> Non
     logbook.append(Level.INFO, "text")
     logbook.close()
     assert messages(logbook) == ["text"]
+
+
+def records_of(*sizes: int) -> list[LogRecord]:
+    return [LogRecord(number, 0.0, Level.INFO, "x" * size) for number, size in enumerate(sizes)]
+
+
+def test_portions_keep_the_order_and_the_limit() -> None:
+    records = records_of(10, 400, 400, 400, 5000, 10)
+    portions = list(in_portions(records, 2000))
+    assert [record for portion in portions for record in portion] == records
+    assert [len(portion) for portion in portions] == [3, 1, 1, 1]
+    assert list(in_portions([])) == []
+
+
+def test_the_newest_are_kept_within_the_limit() -> None:
+    records = records_of(400, 400, 400)
+    assert newest_within(records, 2000) == records[1:]
+    assert newest_within(records) == records
+    assert newest_within(records, 100) == []

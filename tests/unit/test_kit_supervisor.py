@@ -442,6 +442,28 @@ async def test_loading_does_not_renew_the_budget_however_long_it_takes(factory: 
         assert (engine.snapshot.value.state, len(factory.lives)) == (State.CRASHED, 3)
 
 
+async def test_a_start_whose_caller_was_told_that_it_failed_is_not_tried_again(factory: Factory) -> None:
+    async with Supervisor("engine", factory.launch, AT_ONCE) as engine:
+        start = asyncio.create_task(engine.ensure_ready("a"))
+        (await factory.life(0)).loaded.set_exception(BackendError("no memory"))
+        with pytest.raises(BackendError, match="no memory"):
+            await start
+        await turns()
+        assert (engine.snapshot.value.state, len(factory.lives)) == (State.CRASHED, 1)
+        await running(engine, factory, "b")  # and stands in nobody's way
+
+
+async def test_a_start_whose_caller_has_left_is_tried_again(factory: Factory) -> None:
+    async with Supervisor("engine", factory.launch, AT_ONCE) as engine:
+        start = asyncio.create_task(engine.ensure_ready("a"))
+        life = await factory.life(0)
+        start.cancel()
+        await asyncio.wait([start])
+        life.loaded.set_exception(BackendError("no memory"))
+        (await factory.life(1)).loaded.set_result(None)
+        await until_state(engine, State.RUNNING)
+
+
 async def test_a_start_does_not_wait_for_the_delay(factory: Factory) -> None:
     async with Supervisor("engine", factory.launch, MUCH_LATER) as engine:
         (await running(engine, factory)).died.set_result("exit status 1")

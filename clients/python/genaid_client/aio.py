@@ -11,12 +11,14 @@ import grpc.aio
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.image.v1.engine_pb2_grpc import EngineServiceStub
 from genaid.image.v1.generation_pb2_grpc import GenerationServiceStub
-from genaid.resource.v1 import downloads_pb2, models_pb2
+from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, system_pb2
 from genaid.resource.v1.downloads_pb2_grpc import DownloadServiceStub
+from genaid.resource.v1.llm_pb2_grpc import LlmServiceStub
 from genaid.resource.v1.models_pb2_grpc import ModelServiceStub
-from genaid_client import convert
+from genaid.resource.v1.system_pb2_grpc import SystemServiceStub
+from genaid_client import convert, convert_llm, convert_system
 from genaid_client.channel import OPTIONS, cut_off, typed_errors
-from genaid_client.convert import request
+from genaid_client.messages import request
 from genaid_client.types import (
     Download,
     DownloadSpec,
@@ -32,6 +34,8 @@ from genaid_client.types import (
     ModelType,
     VerifyProgress,
 )
+from genaid_client.types_llm import Llm, LlmServing
+from genaid_client.types_system import LlmConfig, LlmRecommendation, MemorySnapshot, ModelCheck, SystemCapabilities
 
 
 class _AsyncClient:
@@ -107,12 +111,14 @@ class _AsyncClient:
 
 
 class AsyncResourceClient(_AsyncClient):
-    """The resource manager: the models that are installed, and those on their way."""
+    """The resource manager: the models that are installed, those on their way, the machine, and the LLM engine."""
 
     def __init__(self, address: str, *, timeout: float = 10.0) -> None:
         super().__init__(address, timeout=timeout)
         self._models = ModelServiceStub(self._channel)
         self._downloads = DownloadServiceStub(self._channel)
+        self._system = SystemServiceStub(self._channel)
+        self._llm = LlmServiceStub(self._channel)
 
     async def list_models(self, type: ModelType | None = None) -> list[Model]:  # noqa: A002 - as in the contract
         """All installed models of a type, or of every type, ordered by id."""
@@ -214,6 +220,114 @@ class AsyncResourceClient(_AsyncClient):
         """
         message = request(downloads_pb2.WatchDownloadRequest, download_id=download_id)
         return self._stream(self._downloads.WatchDownload, message, convert.watched_download)
+
+    async def get_capabilities(self, refresh: bool = False) -> SystemCapabilities:
+        """What the machine has and what is recommended for it; `refresh` detects anew what is otherwise kept a minute.
+
+        Memory is always that of now. What could not be found out is a note in the result.
+        """
+        message = system_pb2.GetCapabilitiesRequest(refresh=refresh)
+        response = await self._call(self._system.GetCapabilities, message)
+        return convert_system.capabilities_from_pb(response.capabilities)
+
+    async def get_memory(self) -> MemorySnapshot:
+        """Memory now: of the machine, of each GPU, and what each engine holds."""
+        response = await self._call(self._system.GetMemory, system_pb2.GetMemoryRequest())
+        return convert_system.memory_from_pb(response.memory)
+
+    def watch_memory(self, interval_seconds: float | None = None) -> AsyncGenerator[MemorySnapshot, None]:
+        """Memory now, then again and again: every second, or every `interval_seconds`, 0.1 to 3600.
+
+        It ends only with the service. Raises InvalidRequestError for an interval out of range when it is iterated.
+        """
+        message = convert_system.watch_memory_request(interval_seconds)
+        return self._stream(self._system.WatchMemory, message, convert_system.watched_memory)
+
+    async def check_model(
+        self,
+        model_id: str,
+        *,
+        check_total_memory: bool = False,
+        llm_config: LlmConfig | None = None,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> ModelCheck:
+        """Whether a model can run with the memory that is free now, or with all that the machine has.
+
+        `llm_config` is for a language model, and completed as in `recommend_llm_config`; `width` and `height` are for
+        a diffusion model: the images' size in pixels, 512 if not told otherwise. That it can't run is no error.
+        Raises ModelNotFoundError, InvalidRequestError and FileSystemError.
+        """
+        message = convert_system.check_model_request(model_id, check_total_memory, llm_config, width, height)
+        return convert_system.check_from_pb(await self._call(self._system.CheckModel, message))
+
+    async def recommend_llm_config(self, model_id: str, wishes: LlmConfig | None = None) -> LlmRecommendation:
+        """How best to run a language model with the memory that is free now, around what the `wishes` decide.
+
+        Raises ModelNotFoundError, InvalidRequestError and FileSystemError.
+        """
+        message = convert_system.recommend_request(model_id, wishes)
+        return convert_system.recommendation_from_pb(await self._call(self._system.RecommendLlmConfig, message))
+
+    async def start_llm(
+        self,
+        model_id: str,
+        *,
+        config: LlmConfig | None = None,
+        serving: LlmServing | None = None,
+        replace: bool = False,
+        request_id: str | None = None,
+        timeout: float = 3600,
+    ) -> Llm:
+        """Load a language model; returns when it answers at the result's `base_url`.
+
+        What `config` and `serving` leave open is chosen. A start that is under way with the same arguments is joined.
+        `replace` stops an engine that runs with another model or other options first. A start goes on when its caller
+        leaves. Raises ModelNotFoundError, InvalidRequestError, PortInUseError, ServerBusyError,
+        InsufficientResourcesError, BinaryError; ServerError where it does not load, or is stopped meanwhile.
+        """
+        message = convert_llm.start_llm_request(model_id, config, serving, replace, request_id)
+        response = await self._call(self._llm.StartLlm, message, timeout)
+        return convert_llm.llm_from_pb(response.llm)
+
+    async def stop_llm(self, timeout: float = 60) -> Llm:
+        """Stop the LLM engine and free its memory; it is no error where it does not run."""
+        response = await self._call(self._llm.StopLlm, llm_pb2.StopLlmRequest(), timeout)
+        return convert_llm.llm_from_pb(response.llm)
+
+    async def restart_llm(self, timeout: float = 3600) -> Llm:
+        """Stop the LLM engine, and start it again with the same model and options.
+
+        Raises ServerError where it has never been started; else what `start_llm` raises.
+        """
+        response = await self._call(self._llm.RestartLlm, llm_pb2.RestartLlmRequest(), timeout)
+        return convert_llm.llm_from_pb(response.llm)
+
+    async def get_llm(self) -> Llm:
+        """The LLM engine as it is now, its health asked for anew."""
+        response = await self._call(self._llm.GetLlm, llm_pb2.GetLlmRequest())
+        return convert_llm.llm_from_pb(response.llm)
+
+    def watch_llm(self) -> AsyncGenerator[Llm, None]:
+        """The LLM engine as it is now, then after each change the newest, with the event that led to it."""
+        return self._stream(self._llm.WatchLlm, llm_pb2.WatchLlmRequest(), convert_llm.watched_llm)
+
+    async def list_llm_logs(self, lines: int | None = None) -> list[LogEntry]:
+        """The newest lines of the LLM engine's log, the newest last; 100 at most if not told otherwise.
+
+        Raises InvalidRequestError for a negative number.
+        """
+        response = await self._call(self._llm.ListLogs, request(llm_pb2.ListLogsRequest, lines=lines))
+        return [convert_llm.log_entry_from_pb(entry) for entry in response.entries]
+
+    def tail_llm_logs(self, from_sequence: int | None = None) -> AsyncGenerator[LogEntry, None]:
+        """The LLM engine's log from a sequence number on, then each new line; without one only new lines."""
+        message = request(llm_pb2.TailLogsRequest, from_sequence=from_sequence)
+        return self._stream(self._llm.TailLogs, message, convert_llm.tailed_entries)
+
+    async def clear_llm_logs(self) -> None:
+        """Forget the LLM engine's log, in memory and on disk. Sequence numbers go on. Raises FileSystemError."""
+        await self._call(self._llm.ClearLogs, llm_pb2.ClearLogsRequest())
 
 
 class AsyncImageClient(_AsyncClient):

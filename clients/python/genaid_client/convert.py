@@ -1,20 +1,17 @@
-"""The one place where messages of the contract become results and arguments become messages; no calls here."""
+"""Where messages of the contract become results and arguments become messages; no calls here.
+
+Those about the machine are in `convert_system`, those about the LLM engine in `convert_llm`.
+"""
 
 import dataclasses
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Protocol
-
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
 
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.resource.v1 import downloads_pb2, models_pb2
-from genaid_client.errors import InvalidRequestError
+from genaid_client.messages import Names, mirror, request, to_duration, to_seconds
 from genaid_client.types import (
     Component,
     Download,
@@ -52,65 +49,19 @@ from genaid_client.types import (
     VerifyProgress,
 )
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-    from google.protobuf.internal.enum_type_wrapper import _EnumTypeWrapper
-
-LONGEST: Final = 315_576_000_000  # seconds of the longest google.protobuf.Duration
-
-
-class _Names[Member: StrEnum, Number: int]:
-    """An enum of `types` and its counterpart in the contract; their members have the same names."""
-
-    def __init__(self, members: type[Member], wrapper: "_EnumTypeWrapper[Number]") -> None:
-        self._unspecified = wrapper.values()[0]
-        prefix = wrapper.Name(self._unspecified).removesuffix("UNSPECIFIED")
-        self._numbers = {member: wrapper.Value(prefix + member.name) for member in members}
-        self._members = {number: member for member, number in self._numbers.items()}
-
-    def to_pb(self, member: Member | None) -> Number:
-        return self._unspecified if member is None else self._numbers[member]
-
-    def from_pb(self, number: Number) -> Member | None:
-        """The member; None for unspecified, and for a number of a newer server's."""
-        return self._members.get(number)
-
-
-MODEL_TYPES: Final = _Names(ModelType, models_pb2.ModelType)
-MODEL_FORMATS: Final = _Names(ModelFormat, models_pb2.ModelFormat)
-SOURCE_TYPES: Final = _Names(SourceType, models_pb2.SourceType)
-COMPONENTS: Final = _Names(Component, models_pb2.Component)
-STRATEGIES: Final = _Names(MetadataStrategy, models_pb2.MetadataStrategy)
-VERIFICATIONS: Final = _Names(Verification, models_pb2.Verification)
-PHASES: Final = _Names(DownloadPhase, downloads_pb2.DownloadPhase)
-SERVER_STATES: Final = _Names(ServerState, engine_pb2.ServerState)
-HEALTHS: Final = _Names(Health, engine_pb2.Health)
-LOG_LEVELS: Final = _Names(LogLevel, engine_pb2.LogLevel)
-GENERATION_STATES: Final = _Names(GenerationState, generation_pb2.GenerationState)
-STAGES: Final = _Names(Stage, generation_pb2.Stage)
-SAMPLERS: Final = _Names(Sampler, generation_pb2.Sampler)
-
-
-def request[**Fields, Request: Message](
-    kind: Callable[Fields, Request], *args: Fields.args, **fields: Fields.kwargs
-) -> Request:
-    """The message with these fields; None leaves one absent.
-
-    Raises InvalidRequestError for a value that no message can hold: a number beyond its type, text that is no Unicode.
-    """
-    try:
-        return kind(*args, **fields)
-    except ValueError as error:
-        field = next(name for name, value in fields.items() if not _fits(kind, name, value))
-        raise InvalidRequestError(f"`{field}` can't be sent: {error}.", {"field": field}) from error
-
-
-def _fits(kind: Callable[..., Message], name: str, value: object) -> bool:
-    try:
-        kind(**{name: value})
-    except ValueError:
-        return False
-    return True
+MODEL_TYPES: Final = Names(ModelType, models_pb2.ModelType)
+MODEL_FORMATS: Final = Names(ModelFormat, models_pb2.ModelFormat)
+SOURCE_TYPES: Final = Names(SourceType, models_pb2.SourceType)
+COMPONENTS: Final = Names(Component, models_pb2.Component)
+STRATEGIES: Final = Names(MetadataStrategy, models_pb2.MetadataStrategy)
+VERIFICATIONS: Final = Names(Verification, models_pb2.Verification)
+PHASES: Final = Names(DownloadPhase, downloads_pb2.DownloadPhase)
+SERVER_STATES: Final = Names(ServerState, engine_pb2.ServerState)
+HEALTHS: Final = Names(Health, engine_pb2.Health)
+LOG_LEVELS: Final = Names(LogLevel, engine_pb2.LogLevel)
+GENERATION_STATES: Final = Names(GenerationState, generation_pb2.GenerationState)
+STAGES: Final = Names(Stage, generation_pb2.Stage)
+SAMPLERS: Final = Names(Sampler, generation_pb2.Sampler)
 
 
 def list_models_request(model_type: ModelType | None) -> models_pb2.ListModelsRequest:
@@ -167,7 +118,7 @@ def start_engine_request(
         model_id=model_id,
         threads=threads,
         options=request(engine_pb2.EngineOptions, **dataclasses.asdict(options)),
-        keep_alive=None if keep_alive_seconds is None else _duration("keep_alive", keep_alive_seconds),
+        keep_alive=None if keep_alive_seconds is None else to_duration("keep_alive", keep_alive_seconds),
         replace=replace,
     )
 
@@ -220,19 +171,19 @@ def _item_to_pb(item: DownloadItem) -> downloads_pb2.DownloadItem:
 
 def model_from_pb(message: models_pb2.Model) -> Model:
     """One model."""
-    return _mirror(
+    return mirror(
         Model,
         message,
         type=MODEL_TYPES.from_pb(message.type),
         source=_source_from_pb(message.source) if message.HasField("source") else None,
         format=MODEL_FORMATS.from_pb(message.format),
-        metadata=_mirror(GgufMetadata, message.metadata) if message.HasField("metadata") else None,
+        metadata=mirror(GgufMetadata, message.metadata) if message.HasField("metadata") else None,
         files=tuple(_file_from_pb(file) for file in message.files),
     )
 
 
 def _file_from_pb(message: models_pb2.ModelFile) -> ModelFile:
-    return _mirror(
+    return mirror(
         ModelFile,
         message,
         component=COMPONENTS.from_pb(message.component),
@@ -241,7 +192,7 @@ def _file_from_pb(message: models_pb2.ModelFile) -> ModelFile:
 
 
 def _source_from_pb(message: models_pb2.ModelSource) -> ModelSource:
-    return _mirror(ModelSource, message, type=SOURCE_TYPES.from_pb(message.type))
+    return mirror(ModelSource, message, type=SOURCE_TYPES.from_pb(message.type))
 
 
 def raw_metadata(response: models_pb2.GetModelResponse) -> dict[str, object]:
@@ -252,34 +203,32 @@ def raw_metadata(response: models_pb2.GetModelResponse) -> dict[str, object]:
 
 def verify_progress_from_pb(message: models_pb2.VerifyModelResponse) -> VerifyProgress:
     """How far verifying is, or what it found."""
-    return _mirror(
+    return mirror(
         VerifyProgress,
         message,
         result=VERIFICATIONS.from_pb(message.result),
         files=tuple(
-            _mirror(FileVerification, file, result=VERIFICATIONS.from_pb(file.result)) for file in message.files
+            mirror(FileVerification, file, result=VERIFICATIONS.from_pb(file.result)) for file in message.files
         ),
     )
 
 
 def download_from_pb(message: downloads_pb2.Download) -> Download:
     """One download."""
-    return _mirror(
+    return mirror(
         Download,
         message,
-        spec=_mirror(
+        spec=mirror(
             DownloadSpec,
             message.spec,
             items=tuple(_item_from_pb(item) for item in message.spec.items),
             type=MODEL_TYPES.from_pb(message.spec.type),
         ),
         phase=PHASES.from_pb(message.phase) or DownloadPhase.DOWNLOADING,
-        remaining_seconds=_seconds(message.remaining) if message.HasField("remaining") else None,
-        files=tuple(
-            _mirror(FileProgress, file, component=COMPONENTS.from_pb(file.component)) for file in message.files
-        ),
+        remaining_seconds=to_seconds(message.remaining) if message.HasField("remaining") else None,
+        files=tuple(mirror(FileProgress, file, component=COMPONENTS.from_pb(file.component)) for file in message.files),
         error=(
-            _mirror(DownloadFailure, message.error, facts=dict(message.error.facts))
+            mirror(DownloadFailure, message.error, facts=dict(message.error.facts))
             if message.HasField("error")
             else None
         ),
@@ -291,7 +240,7 @@ def _item_from_pb(message: downloads_pb2.DownloadItem) -> DownloadItem:
     source: HuggingFaceSource | str | None = None
     match message.WhichOneof("source"):
         case "huggingface":
-            source = _mirror(HuggingFaceSource, message.huggingface)
+            source = mirror(HuggingFaceSource, message.huggingface)
         case "url":
             source = message.url
     return DownloadItem(source, COMPONENTS.from_pb(message.component), message.checksum)
@@ -299,38 +248,38 @@ def _item_from_pb(message: downloads_pb2.DownloadItem) -> DownloadItem:
 
 def engine_from_pb(message: engine_pb2.Engine) -> Engine:
     """The engine."""
-    return _mirror(
+    return mirror(
         Engine,
         message,
         state=SERVER_STATES.from_pb(message.state) or ServerState.STARTING,
         health=HEALTHS.from_pb(message.health) or Health.UNKNOWN,
-        load_seconds=_seconds(message.load_duration) if message.HasField("load_duration") else None,
-        options=_mirror(EngineOptions, message.options),
-        keep_alive_seconds=_seconds(message.keep_alive),
+        load_seconds=to_seconds(message.load_duration) if message.HasField("load_duration") else None,
+        options=mirror(EngineOptions, message.options),
+        keep_alive_seconds=to_seconds(message.keep_alive),
     )
 
 
 def log_entry_from_pb(message: engine_pb2.LogEntry) -> LogEntry:
     """One line of the log."""
-    return _mirror(LogEntry, message, level=LOG_LEVELS.from_pb(message.level) or LogLevel.INFO)
+    return mirror(LogEntry, message, level=LOG_LEVELS.from_pb(message.level) or LogLevel.INFO, raw="")
 
 
 def generation_from_pb(message: generation_pb2.Generation) -> Generation:
     """One generation."""
-    return _mirror(
+    return mirror(
         Generation,
         message,
         state=GENERATION_STATES.from_pb(message.state) or GenerationState.IN_PROGRESS,
-        spec=_mirror(GenerationSpec, message.spec, sampler=SAMPLERS.from_pb(message.spec.sampler)),
+        spec=mirror(GenerationSpec, message.spec, sampler=SAMPLERS.from_pb(message.spec.sampler)),
         progress=_progress_from_pb(message.progress) if message.HasField("progress") else None,
-        images=tuple(_mirror(ImageInfo, image) for image in message.images),
-        error=_mirror(GenerationFailure, message.error) if message.HasField("error") else None,
-        duration_seconds=_seconds(message.duration) if message.HasField("duration") else None,
+        images=tuple(mirror(ImageInfo, image) for image in message.images),
+        error=mirror(GenerationFailure, message.error) if message.HasField("error") else None,
+        duration_seconds=to_seconds(message.duration) if message.HasField("duration") else None,
     )
 
 
 def _progress_from_pb(message: generation_pb2.Progress) -> Progress:
-    return _mirror(Progress, message, stage=STAGES.from_pb(message.stage))
+    return mirror(Progress, message, stage=STAGES.from_pb(message.stage))
 
 
 class PageRequest(Protocol):
@@ -391,28 +340,3 @@ class ImageAssembly:
                 if response.chunk.last:
                     yield Image(response.chunk.index, bytes(self._data))
                     self._data.clear()
-
-
-def _mirror[Result: "DataclassInstance"](kind: type[Result], message: Message, **converted: Any) -> Result:
-    """A dataclass out of the message's fields of the same names, but for those that are given converted."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in converted]
-    return kind(**{name: _value(message, name) for name in names}, **converted)
-
-
-def _value(message: Any, name: str) -> Any:
-    if message.DESCRIPTOR.fields_by_name[name].has_presence and not message.HasField(name):
-        return None
-    value = getattr(message, name)
-    return value.ToDatetime(UTC) if isinstance(value, Timestamp) else value
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9
-
-
-def _duration(field: str, seconds: float) -> Duration:
-    if not abs(seconds) <= LONGEST:  # so written, it refuses NaN as well
-        raise InvalidRequestError(f"`{field}` can't be {seconds} seconds.", {"field": field})
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration

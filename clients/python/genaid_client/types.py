@@ -328,12 +328,16 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One line of a log; `sequence` counts up by one a line."""
+    """One line of a log; `sequence` counts up by one a line.
+
+    `raw` is the line as the log file has it, `[ISO time] [LEVEL] message`; empty for the image engine.
+    """
 
     sequence: int
     time: datetime
     level: LogLevel
     message: str
+    raw: str = ""
 
 
 class GenerationState(StrEnum):

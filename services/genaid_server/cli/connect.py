@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from genaid_server.cli.runfile import read_run_file
 from genaid_server.kit.address import Address
 from genaid_server.kit.config import Config, load
+
+API_KEY: Final = "GENAID_LLM_API_KEY"
+"""The environment variable with the key of the LLM engine's HTTP API."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,15 @@ def settings(
     resource: Address | None = None,
     image: Address | None = None,
     image_model: str | None = None,
+    llm_model: str | None = None,
+    llm_port: int | None = None,
 ) -> dict[str, Any]:
     """Nest the options that were given as the configuration nests them."""
     flags: dict[str, Any] = {
         "gateway": {"listen": http},
         "resource": {"listen": resource},
         "image": {"listen": image, "model": image_model},
+        "llm": {"model": llm_model, "port": llm_port},
     }
     given = {name: _without_none(section) for name, section in flags.items()}
     return _without_none({"data_dir": data_dir, **{name: section or None for name, section in given.items()}})

@@ -13,11 +13,13 @@ from genaid_client import (
     ImageClient,
     InvalidRequestError,
     LogEntry,
+    ResourceClient,
 )
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import Server, find_server
-from genaid_server.cli.output import print_json, print_json_line
+from genaid_server.cli.llm_view import as_object, status_rows
+from genaid_server.cli.output import print_json, print_json_line, printable
 from genaid_server.cli.progress import describe, percentage, waiting_bar
 
 app = typer.Typer(rich_markup_mode=None)
@@ -109,34 +111,40 @@ def logs(
     with ImageClient(find_server(data_dir, image=image).image) as client:
         entries = client.list_engine_logs(lines)
         for entry in entries:
-            _print_log_entry(entry, as_json=as_json)
+            print_log_entry(entry, as_json=as_json)
         if follow:
             for entry in client.tail_engine_logs(entries[-1].sequence + 1 if entries else None):
-                _print_log_entry(entry, as_json=as_json)
+                print_log_entry(entry, as_json=as_json)
 
 
 @app.command("status", cls=Command)
 def status(
     image: options.ImageServer = None,
+    resource: options.ResourceServer = None,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show what runs.
 
-    That is: where the services listen, what the engine does, and the images that are being made.
+    That is: where the services listen, what the engines do, and the images that are being made.
     """
-    server = find_server(data_dir, image=image)
+    server = find_server(data_dir, image=image, resource=resource)
     with ImageClient(server.image) as client:
         now = client.get_engine()
         unfinished = [
             *client.list_generations(GenerationState.IN_PROGRESS),
             *client.list_generations(GenerationState.PENDING),
         ]
+    with ResourceClient(server.resource) as manager:
+        llm = manager.get_llm()
     if as_json:
-        print_json({"server": server, "engine": now, "generations": unfinished})
+        print_json({"server": server, "engine": now, "llm": as_object(llm), "generations": unfinished})
         return
     _print_server(server)
     _print_engine(now, as_json=False)
+    for label, value in status_rows(llm):
+        if value not in (None, ""):
+            _print_row(label, printable(str(value)))
     for generation in unfinished:
         _print_generation(generation)
 
@@ -190,7 +198,8 @@ def _print_row(label: str, value: object) -> None:
     print(f"{label:<17} {value}")
 
 
-def _print_log_entry(entry: LogEntry, *, as_json: bool) -> None:
+def print_log_entry(entry: LogEntry, *, as_json: bool) -> None:
+    """Print a line of an engine's log, as people or as programs read it."""
     if as_json:
         print_json_line(entry)
     else:

@@ -71,7 +71,7 @@ def what_next(model: Model) -> str:
     """A command that goes on from an installed model."""
     if model.type is ModelType.DIFFUSION:
         return f'Make an image with it: genaid generate --model {model.id} "a prompt"'
-    return f"See what it is: genaid models show {model.id}"
+    return f"Talk to it: genaid chat --model {model.id}"
 
 
 def how_to_go_on(download_id: str) -> str:

@@ -87,6 +87,30 @@ ImageModel = Annotated[
     str | None,
     typer.Option("--image-model", metavar="ID", help="Model to draw with. Default: the only one for images."),
 ]
+LlmModel = Annotated[
+    str | None,
+    typer.Option("--llm-model", metavar="ID", help="Language model to load at the start. Default: none."),
+]
+LlmPort = Annotated[
+    int | None,
+    typer.Option(
+        "--llm-port",
+        metavar="PORT",
+        min=0,
+        max=65535,
+        help="Where the LLM engine serves if a start names no port; 0 takes a free one. Default: 8080.",
+    ),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="File with the key of the engine's HTTP API. Default: the variable GENAID_LLM_API_KEY, else no key.",
+    ),
+]
 ReadyFile = Annotated[
     Path | None,
     typer.Option(

@@ -2,12 +2,12 @@
 
 from typing import Final
 
-UNITS: Final = ("KB", "MB", "GB", "TB", "PB")
+UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 STEP: Final = 1024
 
 
 def format_bytes(count: float) -> str:
-    """A size of 0 bytes or more, with two decimals and a step of 1024 from KB on: `4.07 GB`, `512 B`."""
+    """A size of 0 bytes or more, with two decimals and a step of 1024 from KiB on: `4.07 GiB`, `512 B`."""
     if count < STEP:
         return f"{count:.0f} B"
     size = float(count)
@@ -19,7 +19,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_speed(bytes_per_second: float) -> str:
-    """A speed: `85.10 MB/s`."""
+    """A speed: `85.10 MiB/s`."""
     return f"{format_bytes(bytes_per_second)}/s"
 
 

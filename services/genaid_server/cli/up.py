@@ -8,10 +8,12 @@ from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import settings
 from genaid_server.cli.host import Hosting, host
+from genaid_server.cli.output import printable, say
 from genaid_server.cli.runfile import Endpoints
 from genaid_server.gateway import main as gateway_service
 from genaid_server.image import main as image_service
-from genaid_server.kit.config import load
+from genaid_server.kit.address import Address
+from genaid_server.kit.config import LlmConfig, load
 from genaid_server.resource import main as resource_service
 
 app = typer.Typer(rich_markup_mode=None)
@@ -27,6 +29,8 @@ def up(
     resource: options.ResourceListen = None,
     image: options.ImageListen = None,
     image_model: options.ImageModel = None,
+    llm_model: options.LlmModel = None,
+    llm_port: options.LlmPort = None,
     config_file: options.ConfigFile = None,
     ready_file: options.ReadyFile = None,
     exit_with_parent: options.ExitWithParent = False,
@@ -34,16 +38,25 @@ def up(
 ) -> None:
     """Run everything in one process.
 
-    That is the REST gateway, the image worker and the resource manager; the image engine is a child. Ctrl-C or
-    SIGTERM stops all of it.
+    That is the REST gateway, the image worker and the resource manager; the engines are children. Ctrl-C or SIGTERM
+    stops all of it.
     """
-    flags = settings(data_dir=data_dir, http=http, resource=resource, image=image, image_model=image_model)
+    flags = settings(
+        data_dir=data_dir,
+        http=http,
+        resource=resource,
+        image=image,
+        image_model=image_model,
+        llm_model=llm_model,
+        llm_port=llm_port,
+    )
     config = load(config_file, flags)
 
     async def start(services: AsyncExitStack) -> Endpoints:
         manager = await services.enter_async_context(resource_service.serve(config))
         worker = await services.enter_async_context(image_service.serve(config, str(manager)))
-        gateway = await services.enter_async_context(gateway_service.serve(config, str(worker)))
+        gateway = await services.enter_async_context(gateway_service.serve(config, str(worker), resource=str(manager)))
+        say(llm_announcement(config.llm))
         return Endpoints(http=f"http://{gateway}", resource=str(manager), image=str(worker))
 
     host(
@@ -60,20 +73,34 @@ def up(
     )
 
 
+def llm_announcement(config: LlmConfig) -> str:
+    """Where the LLM engine will serve, or how to start it."""
+    port = Address("127.0.0.1", config.port)
+    place = f"serves on http://{port}" if config.port else "serves on a free port, which `genaid llm status` tells,"
+    if config.model:
+        return f"The LLM engine {place} once {printable(config.model)} is loaded."
+    return f"The LLM engine {place} once it is started: genaid llm start MODEL"
+
+
 @app.command("resource-manager", cls=Command)
 def resource_manager(
     data_dir: options.DataDir = None,
     resource: options.ResourceListen = None,
+    llm_model: options.LlmModel = None,
+    llm_port: options.LlmPort = None,
     config_file: options.ConfigFile = None,
     ready_file: options.ReadyFile = None,
     exit_with_parent: options.ExitWithParent = False,
     log_level: options.LogLevelOption = options.LogLevel.INFO,
 ) -> None:
     """Run only the resource manager."""
-    config = load(config_file, settings(data_dir=data_dir, resource=resource))
+    flags = settings(data_dir=data_dir, resource=resource, llm_model=llm_model, llm_port=llm_port)
+    config = load(config_file, flags)
 
     async def start(services: AsyncExitStack) -> Endpoints:
-        return Endpoints(resource=str(await services.enter_async_context(resource_service.serve(config))))
+        manager = await services.enter_async_context(resource_service.serve(config))
+        say(llm_announcement(config.llm))
+        return Endpoints(resource=str(manager))
 
     host(
         Hosting(
@@ -128,6 +155,7 @@ def image_worker(
 @app.command("gateway", cls=Command)
 def gateway(
     http: options.HttpListen = None,
+    resource: options.ResourcePeer = None,
     image: options.ImagePeer = None,
     config_file: options.ConfigFile = None,
     ready_file: options.ReadyFile = None,
@@ -136,12 +164,14 @@ def gateway(
 ) -> None:
     """Run only the REST gateway.
 
-    It passes requests to the image worker at --image.
+    It passes requests for images to the image worker at --image, and asks the resource manager at --resource where the
+    LLM engine is.
     """
-    config = load(config_file, settings(http=http, image=image))
+    config = load(config_file, settings(http=http, resource=resource, image=image))
 
     async def start(services: AsyncExitStack) -> Endpoints:
-        address = await services.enter_async_context(gateway_service.serve(config, str(config.image.listen)))
+        peers = str(config.image.listen), str(config.resource.listen)
+        address = await services.enter_async_context(gateway_service.serve(config, peers[0], resource=peers[1]))
         return Endpoints(http=f"http://{address}")
 
     host(

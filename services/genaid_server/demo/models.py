@@ -50,6 +50,15 @@ _LLM_FEED_FORWARD = 128
 _SPECIAL_TOKENS = (b"<unk>", b"<s>", b"</s>")
 _BYTE_TOKENS = 256
 _SMALLEST_VOCAB = len(_SPECIAL_TOKENS) + _BYTE_TOKENS
+_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant: "
+# The engine finds out how a model marks its thoughts from what the template does with those of earlier answers.
+_REASONING_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: "
+    "{% if message['role'] == 'assistant' and message['reasoning_content'] %}"
+    "<think>{{ message['reasoning_content'] }}</think>{% endif %}"
+    "{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
+)
 
 _BIAS_SPREAD = 0.01
 _PROMPT_GAIN = 2.5
@@ -335,7 +344,7 @@ def _matrix(name: str, out: int, into: int, gain: float = 1.0) -> Tensor:
     return Tensor(name, (out, into), Encoding.F16, spread=gain / math.sqrt(into))
 
 
-def _describe_llama(file: gguf.GGUFWriter, vocab: int, layers: int, context_length: int) -> None:
+def _describe_llama(file: gguf.GGUFWriter, vocab: int, layers: int, context_length: int, template: str) -> None:
     file.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     file.add_block_count(layers)
     file.add_context_length(context_length)
@@ -370,19 +379,25 @@ def _describe_llama(file: gguf.GGUFWriter, vocab: int, layers: int, context_leng
     file.add_eos_token_id(2)
     # Each byte of a prompt is then one token, except that this tokenizer writes a space as the three of U+2581.
     file.add_add_space_prefix(False)
-    file.add_chat_template(
-        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant: "
-    )
+    file.add_chat_template(template)
 
 
 # --- files
 
 
-def write_llm(path: Path, *, vocab: int = _SMALLEST_VOCAB, context_length: int = 2048, layers: int = 2) -> Path:
+def write_llm(
+    path: Path,
+    *,
+    vocab: int = _SMALLEST_VOCAB,
+    context_length: int = 2048,
+    layers: int = 2,
+    reasoning: bool = False,
+) -> Path:
     """Write a llama over bytes to `path`, and return that.
 
     A `vocab` above 259 pads the token list with tokens that no text contains: a header as long as a real
-    model's. Raises ValueError for a smaller one, or for a length or a number of layers below 1.
+    model's. `reasoning` opens each answer with a thought, whose end `</think>` only a grammar makes sure of. Raises
+    ValueError for a smaller vocabulary, or for a length or a number of layers below 1.
     """
     if vocab < _SMALLEST_VOCAB:
         raise ValueError(f"a vocabulary of bytes has at least {_SMALLEST_VOCAB} tokens, not {vocab}")
@@ -390,7 +405,7 @@ def write_llm(path: Path, *, vocab: int = _SMALLEST_VOCAB, context_length: int =
         raise ValueError("context_length and layers must be at least 1")
 
     def describe(file: gguf.GGUFWriter) -> None:
-        _describe_llama(file, vocab, layers, context_length)
+        _describe_llama(file, vocab, layers, context_length, _REASONING_TEMPLATE if reasoning else _TEMPLATE)
 
     return _write(path, "llama", LLM_NAME, _llama(vocab, layers), describe)
 

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
 from genaid_client import GenaidError, Generation, GenerationState, ImageInfo
-from genaid_server.gateway import openapi, rest
+from genaid_server.gateway import openai, openapi, rest
 from genaid_server.gateway.connection import HEADERS, JSON_HEADERS, Connection, error_response
 from genaid_server.gateway.errors import (
     NOT_FOUND,
@@ -37,14 +37,17 @@ HEARTBEAT_SECONDS: Final = 15.0  # between signs of life on a silent event strea
 
 _GENERATION_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,3}")
-_CORS_HEADERS: Final = "Content-Type, Cache-Control, If-None-Match, Last-Event-ID"
+# The star is for what SDKs say of themselves; it covers everything but Authorization, and old browsers don't know it.
+_CORS_HEADERS: Final = "Authorization, Content-Type, Cache-Control, If-None-Match, Last-Event-ID, *"
 _CORS_EXPOSED: Final = "ETag, Location, Retry-After"
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
-def build(mirror: Mirror, config: GatewayConfig, heartbeat: float = HEARTBEAT_SECONDS) -> web.Application:
-    """The application; `heartbeat` is in seconds."""
-    api = _Api(mirror, config, heartbeat)
+def build(
+    mirror: Mirror, relay: openai.LlmRelay | None, config: GatewayConfig, heartbeat: float = HEARTBEAT_SECONDS
+) -> web.Application:
+    """The application; `heartbeat` is in seconds. Without a `relay` requests to language models are refused."""
+    api = _Api(mirror, relay, config, heartbeat)
     app = web.Application(middlewares=[api.answer_errors], client_max_size=config.max_body_bytes)
     for path, handlers in api.routes().items():
         _add_resource(app, path, handlers)
@@ -99,8 +102,9 @@ def _preflight(request: web.Request, allowed: str) -> web.Response:
 class _Api:
     """The handlers, and what stands around them."""
 
-    def __init__(self, mirror: Mirror, config: GatewayConfig, heartbeat: float) -> None:
+    def __init__(self, mirror: Mirror, relay: openai.LlmRelay | None, config: GatewayConfig, heartbeat: float) -> None:
         self._mirror = mirror
+        self._llm_relay = relay
         self._allowed_origins = frozenset(config.allowed_origins)
         self._max_body_bytes = config.max_body_bytes
         self._heartbeat = heartbeat
@@ -116,6 +120,8 @@ class _Api:
             generation + "/events": {hdrs.METH_GET: self.events},
             "/health": {hdrs.METH_GET: self.health},
             "/openapi.json": {hdrs.METH_GET: self.describe},
+            **{openai.PREFIX + path: {hdrs.METH_POST: self._passing_on(path)} for path in openai.POSTS},
+            openai.PREFIX + openai.MODELS: {hdrs.METH_GET: self.models},
         }
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -189,6 +195,22 @@ class _Api:
         """GET /openapi.json."""
         return web.Response(body=self._openapi, headers=JSON_HEADERS)
 
+    def _passing_on(self, path: str) -> Handler:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await self._relay.post(request, path, await self._read_body(request))
+
+        return handler
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        """GET /openai/v1/models."""
+        return await self._relay.models(request)
+
+    @property
+    def _relay(self) -> openai.LlmRelay:
+        if self._llm_relay is None:
+            raise openai.no_engine()
+        return self._llm_relay
+
     @web.middleware
     async def answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse who may not call; answer what goes wrong in JSON."""
@@ -196,21 +218,22 @@ class _Api:
             self._admit(request)
             return await handler(request)
         except ApiError as error:
-            return error_response(error)
+            answer = error
         except GenaidError as error:
             answer = from_client(error)
             if answer.status == 500:
                 log.error("%s %s failed: %s: %s", request.method, request.path, error.reason, error.message)
-            return error_response(answer)
         except web.HTTPNotFound:  # from aiohttp itself, for a target that is no path
-            return error_response(_not_found())
+            answer = _not_found()
         except ConnectionError:
             raise
         except Exception:  # the outermost frame of a request: logged, and told without internals
             log.exception("%s %s failed unexpectedly", request.method, request.path)
             if request.writer.output_size > 0:
                 raise
-            return error_response(internal())
+            answer = internal()
+        answer.openai = openai.is_openai(request.path)
+        return error_response(answer)
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add what every answer carries."""
@@ -222,8 +245,10 @@ class _Api:
             response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
 
     async def end_streams(self, _: web.Application) -> None:
-        """Let event streams end, which would hold the shutdown up."""
+        """Let event streams and requests that wait end, which would hold the shutdown up."""
         self._mirror.end_watches()
+        if self._llm_relay is not None:
+            self._llm_relay.end_waiting()
 
     def _admit(self, request: web.Request) -> None:
         headers = request.headers

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, cast
 
 from aiohttp import web
 
-from genaid_client import AsyncImageClient
-from genaid_server.gateway import app, connection
+from genaid_client import AsyncImageClient, AsyncResourceClient
+from genaid_server.gateway import app, connection, openai
+from genaid_server.gateway.llm_mirror import LlmMirror
 from genaid_server.gateway.mirror import Mirror
 from genaid_server.kit.address import Address, listening_socket
 from genaid_server.kit.config import Config
@@ -22,21 +23,26 @@ async def serve(
     config: Config,
     image: str,
     *,
+    resource: str = "",
     clock: Callable[[], float] = time.monotonic,
     heartbeat: float = app.HEARTBEAT_SECONDS,
 ) -> AsyncIterator[Address]:
     """Serve REST until the block ends; yields the address with the real port.
 
-    `image` is the image worker's `host:port`; it need not be there yet. `clock` and `heartbeat` are in seconds.
+    `image` is the image worker's `host:port`, `resource` the resource manager's, empty for none: then requests to
+    language models are refused. They need not be there yet. `clock` and `heartbeat` are in seconds.
     Raises PortInUseError.
     """
     settings = config.gateway
     listener = listening_socket(settings.listen)
     try:
         address = settings.listen.with_port(listener.getsockname()[1])
-        async with AsyncImageClient(image) as client, Mirror(client, clock=clock) as mirror:
+        async with AsyncExitStack() as peers:
+            images = await peers.enter_async_context(AsyncImageClient(image))
+            mirror = await peers.enter_async_context(Mirror(images, clock=clock))
+            relay = await _llm_relay(peers, resource, settings.hold_timeout_seconds) if resource else None
             runner = web.AppRunner(
-                app.build(mirror, settings, heartbeat),
+                app.build(mirror, relay, settings, heartbeat),
                 handler_cancellation=True,  # who leaves an event stream ends its handler at once
                 shutdown_timeout=STOP_GRACE,
             )
@@ -52,3 +58,10 @@ async def serve(
                 await runner.cleanup()
     finally:
         listener.close()
+
+
+async def _llm_relay(peers: AsyncExitStack, resource: str, hold_seconds: float) -> openai.LlmRelay:
+    client = await peers.enter_async_context(AsyncResourceClient(resource))
+    llm = await peers.enter_async_context(LlmMirror(client))
+    session = await peers.enter_async_context(openai.open_session())
+    return openai.LlmRelay(llm, session, hold_seconds)

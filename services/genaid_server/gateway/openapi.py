@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from genaid_client import Stage
+from genaid_server.gateway import openai
 from genaid_server.gateway.errors import CODES
 from genaid_server.gateway.rest import MAX_COUNT, GenerationRequest
 
@@ -14,6 +15,8 @@ _SCHEMAS: Final = "#/components/schemas/"
 _DESCRIPTION: Final = (
     "Images made on this machine. POST asks for a generation and returns its id at once; GET polls it, or `/events` "
     "streams it. Finished generations are kept for a few minutes.\n\n"
+    "Language models in the dialect of the OpenAI API, below `/openai/v1`: requests are passed to the LLM engine and "
+    "its answers come back as they are. While the engine is being loaded, or comes back, requests wait.\n\n"
     "Only this machine is answered: the Host header must be a loopback name, and pages need an Origin of this machine, "
     "of an application (`app://`, `file://`, `tauri://`, ...) or one that the configuration allows. A page that shows "
     'an image by its URL from another origin needs `crossorigin="anonymous"` on its `<img>`.'
@@ -43,8 +46,15 @@ def _document() -> Schema:
             generation + "/events": {"parameters": [_id()], "get": _events()},
             "/health": {"get": _health()},
             "/openapi.json": {"get": _describe()},
+            **{openai.PREFIX + path: {"post": _pass_on(path)} for path in openai.POSTS},
+            openai.PREFIX + openai.MODELS: {"get": _models()},
         },
-        "components": {"schemas": _schemas(), "responses": _responses(), "headers": _headers()},
+        "components": {
+            "schemas": _schemas(),
+            "responses": _responses(),
+            "headers": _headers(),
+            "securitySchemes": _SCHEMES,
+        },
     }
 
 
@@ -158,6 +168,55 @@ def _describe() -> Schema:
     }
 
 
+_LLM_CALLS: Final = {
+    "/v1/chat/completions": ("createChatCompletion", "The next message of a chat.", "ChatCompletionRequest"),
+    "/v1/completions": ("createCompletion", "How a text goes on.", "CompletionRequest"),
+    "/v1/embeddings": ("createEmbedding", "Texts as vectors.", "EmbeddingRequest"),
+}
+_PASSED_ON: Final = "What the LLM engine answers, with its status: its errors, such as a 401 for a wrong key, as well."
+
+
+def _pass_on(path: str) -> Schema:
+    operation, summary, request = _LLM_CALLS[path]
+    content: Schema = {"application/json": {"schema": _ANY}}
+    if path != "/v1/embeddings":
+        content["text/event-stream"] = {"schema": _TEXT}
+    return {
+        "operationId": operation,
+        "summary": summary,
+        "description": "Fields beyond the described ones are the engine's business, too.",
+        "security": _KEY,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
+        "responses": {
+            "200": {"description": _PASSED_ON, "content": content},
+            **_openai_errors(400, 403, 408, 413, 415, 500, 503),
+        },
+    }
+
+
+def _models() -> Schema:
+    return {
+        "operationId": "listLlmModels",
+        "summary": "The language model that is loaded; an empty list where none is.",
+        "security": _KEY,
+        "responses": {
+            "200": {"description": _PASSED_ON, "content": {"application/json": {"schema": _ref("ModelList")}}},
+            **_openai_errors(403, 500, 503),
+        },
+    }
+
+
+_OPENAI_ERRORS: Final = {
+    500: "BACKEND_ERROR: the engine died on this request, or answered nonsense; INTERNAL_ERROR.",
+    503: "SERVER_BUSY: the engine did not come in time; try again after Retry-After. SERVER_ERROR: no engine runs and "
+    "none is on its way, or the resource manager can't be reached; the message says what to do.",
+}
+
+
+def _openai_errors(*statuses: int) -> Schema:
+    return {str(status): {"$ref": f"#/components/responses/openai-{status}"} for status in statuses}
+
+
 _ERRORS: Final = {
     400: "INVALID_REQUEST: a field or the body is wrong; the message names it.",
     403: "INVALID_REQUEST: the Host or Origin may not call.",
@@ -177,8 +236,12 @@ def _errors(*statuses: int) -> Schema:
 
 
 def _responses() -> Schema:
+    # A 404 or 405 below /openai has its shape as well, but no operation answers with it.
+    below_openai = {status: _ERRORS[status] for status in (400, 403, 408, 413, 415)} | _OPENAI_ERRORS
     responses = {str(status): _json(description, "Error") for status, description in _ERRORS.items()}
-    responses["503"]["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+    responses |= {f"openai-{status}": _json(text, "OpenAiError") for status, text in below_openai.items()}
+    for name in ("503", "openai-503"):
+        responses[name]["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
     return responses
 
 
@@ -223,9 +286,19 @@ def _schemas() -> Schema:
         "Failure": _object(message=_TEXT, code=_TEXT),
         "Health": _object(status={"const": "ok"}, busy={"type": "boolean"}),
         "Error": _object(error=_error()),
+        "OpenAiError": _object(error=_object(message=_TEXT, type=_TEXT, param={"type": "null"}, code=_code())),
+        **_llm_requests(),
+        "ModelList": _object(
+            object={"const": "list"}, data={"type": "array", "items": _object(id=_TEXT, object={"const": "model"})}
+        ),
     }
 
 
+_SCHEMES: Final = {
+    "engineKey": {"type": "http", "scheme": "bearer", "description": "The LLM engine's key, where it has one."}
+}
+_KEY: Final[list[Schema]] = [{}, {"engineKey": []}]
+_ANY: Final[Schema] = {}
 _TEXT: Final[Schema] = {"type": "string"}
 _INTEGER: Final[Schema] = {"type": "integer"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
@@ -280,7 +353,33 @@ def _result(image: Schema) -> Schema:
     )
 
 
+def _llm_requests() -> Schema:
+    sampling: Schema = {
+        "model": _TEXT | {"description": "Any text: the model that is loaded answers."},
+        "stream": {"type": "boolean", "default": False, "description": "Answer with server-sent events."},
+        "max_tokens": _INTEGER | {"description": "Tokens to answer with at most."},
+        "temperature": {"type": "number", "minimum": 0},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+        "seed": _INTEGER,
+        "stop": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
+    }
+    message = _object(role=_TEXT, content=_ANY | {"description": "Text, or a list of parts."})
+    return {
+        "ChatCompletionRequest": _open({**sampling, "messages": {"type": "array", "items": message}}, "messages"),
+        "CompletionRequest": _open({**sampling, "prompt": _ANY}, "prompt"),
+        "EmbeddingRequest": _open({"model": sampling["model"], "input": _ANY}, "input"),
+    }
+
+
+def _open(properties: Schema, *required: str) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
+
+
+def _code() -> Schema:
+    return {"enum": list(CODES)}
+
+
 def _error() -> Schema:
-    schema = _object(message=_TEXT | {"description": "For people."}, code={"enum": list(CODES)})
+    schema = _object(message=_TEXT | {"description": "For people."}, code=_code())
     schema["properties"]["suggestion"] = _TEXT | {"description": "What to do; only where there is something."}
     return schema

@@ -69,6 +69,7 @@ async def serve(config: Config, resource: str) -> AsyncIterator[Address]:
                 threads=settings.threads,
                 keep_alive=settings.keep_alive_seconds,
                 command=settings.engine_command,
+                data_dir=config.data_dir,
             ) as engine,
             Generations(engine, calibration, _limits(settings)) as generations,
         ):

@@ -10,7 +10,7 @@ from genaid_server.image import convert
 from genaid_server.image.core.engine import Engine
 from genaid_server.image.core.generations import MAX_REQUEST_ID, Generation, Generations, State
 from genaid_server.kit.errors import BackendError, DomainError, InvalidRequestError, IoError
-from genaid_server.kit.logbook import Logbook
+from genaid_server.kit.logbook import Logbook, in_portions, newest_within
 from genaid_server.kit.paging import page
 from genaid_server.kit.tasks import to_the_end
 
@@ -67,7 +67,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         if lines < 0:
             raise InvalidRequestError(f"lines must not be negative, and is {lines}", field="lines")
         return engine_pb2.ListLogsResponse(
-            entries=[convert.record_to_pb(record) for record in self._logbook.tail(lines)]
+            entries=[convert.record_to_pb(record) for record in newest_within(self._logbook.tail(lines))]
         )
 
     async def TailLogs(  # noqa: N802
@@ -76,7 +76,8 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         """Log lines as they come."""
         start = request.from_sequence if request.HasField("from_sequence") else None
         async for records in self._logbook.watch(start):
-            yield engine_pb2.TailLogsResponse(entries=[convert.record_to_pb(record) for record in records])
+            for portion in in_portions(records):
+                yield engine_pb2.TailLogsResponse(entries=[convert.record_to_pb(record) for record in portion])
 
     async def ClearLogs(  # noqa: N802
         self, request: engine_pb2.ClearLogsRequest, context: Context

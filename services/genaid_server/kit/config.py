@@ -29,6 +29,8 @@ from genaid_server.kit.address import Address
 from genaid_server.kit.errors import InvalidRequestError
 
 PREFIX: Final = "GENAID_"
+NOT_SETTINGS: Final = frozenset({"GENAID_LLM_API_KEY"})
+"""Variables with the prefix that are for the command line alone."""
 DOCUMENTED_ENVIRONMENT: Final = {
     "IMAGE_RESULT_TTL_MS": "result_ttl_ms",
     "IMAGE_CLEANUP_INTERVAL_MS": "cleanup_interval_ms",
@@ -79,12 +81,23 @@ class GatewayConfig(Section):
     max_connections: int = Field(512, ge=1, le=65_536)
     allowed_origins: Strings = ()
     """Web origins besides loopback ones that may call, such as `https://app.example`."""
+    hold_timeout_seconds: float = Field(120.0, ge=0, le=86_400)
+    """How long a request to the LLM engine waits at most while that is being loaded or comes back."""
 
 
 class ResourceConfig(Section):
     """The resource manager."""
 
     listen: Listen = Address("127.0.0.1", 8082)
+
+
+class MemoryConfig(Section):
+    """What genaid may plan with, all its engines together."""
+
+    ram_limit_bytes: int = Field(0, ge=0)
+    """Main memory; 0 for all that the machine has."""
+    vram_limit_bytes: int = Field(0, ge=0)
+    """Memory of all GPUs together; 0 for all that they have."""
 
 
 class DownloadsConfig(Section):
@@ -106,6 +119,31 @@ class DownloadsConfig(Section):
     """Address of the Hugging Face hub or a mirror; empty for HF_ENDPOINT, else the hub itself."""
     hub_token: str = ""
     """Token for private repositories; empty for HF_TOKEN, else the one that huggingface_hub has stored."""
+
+
+class LlmConfig(Section):
+    """The LLM engine, which the resource manager keeps."""
+
+    model: str = ""
+    """Id of a language model to start with; empty for none."""
+    port: int = Field(8080, ge=0, le=65_535)
+    """Port of its HTTP API, where a start asks for none; 0 takes a free one."""
+    program: str = ""
+    """Path of a llama-server program to run instead of the built-in engine."""
+    restart: bool = True
+    """Whether it comes back after a crash."""
+    max_restarts: int = Field(5, ge=0, le=1000)
+    """How often in a row; a life that has served for a minute begins a new row."""
+    first_restart_seconds: float = Field(0.2, ge=0, le=3600)
+    """How long to wait before the first restart; it doubles with each further one."""
+    stable_seconds: float = Field(60.0, ge=0)
+    """How long it must have served for the count of restarts to begin anew."""
+    health_interval_seconds: float = Field(10.0, gt=0)
+    """How often it is asked for its health."""
+    health_failures: int = Field(3, ge=1)
+    """How many unanswered questions in a row make an engine that does not compute count as hung."""
+    engine_command: Strings = ()
+    """Argv of the engine program, for tests and runtimes of one's own; empty for the built-in one."""
 
 
 class ImageConfig(Section):
@@ -141,7 +179,9 @@ class Config(Section):
     """Where models, logs and calibration are kept; empty for the platform's own place."""
     gateway: GatewayConfig = GatewayConfig()
     resource: ResourceConfig = ResourceConfig()
+    memory: MemoryConfig = MemoryConfig()
     downloads: DownloadsConfig = DownloadsConfig()
+    llm: LlmConfig = LlmConfig()
     image: ImageConfig = ImageConfig()
 
 
@@ -179,7 +219,7 @@ def _documented(environment: Mapping[str, str]) -> dict[str, Any]:
 def _environment(environment: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in environment.items():
-        if name.startswith(PREFIX) and value:
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS and value:
             nested: Any = value
             for key in reversed(name.removeprefix(PREFIX).lower().split("__")):
                 nested = {key: nested}

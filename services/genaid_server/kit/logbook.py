@@ -10,7 +10,7 @@ import itertools
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -44,6 +44,35 @@ class LogRecord:
     def __str__(self) -> str:
         stamp = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return f"[{stamp}] [{self.level.name:<5}] {self.message}"
+
+
+def newest_within(records: Sequence[LogRecord], size: int = 2 * 2**20) -> list[LogRecord]:
+    """As many of the newest records as have at most `size` bytes together, the newest last: a message has a limit."""
+    kept = deque[LogRecord]()
+    for record in reversed(records):
+        size -= _weight(record)
+        if size < 0:
+            break
+        kept.appendleft(record)
+    return list(kept)
+
+
+def in_portions(records: Iterable[LogRecord], size: int = 2**20) -> Iterator[list[LogRecord]]:
+    """The records in order, in lists of about `size` bytes at most, at least one in each."""
+    portion: list[LogRecord] = []
+    weight = 0
+    for record in records:
+        weight += _weight(record)
+        if portion and weight > size:
+            yield portion
+            portion, weight = [], _weight(record)
+        portion.append(record)
+    if portion:
+        yield portion
+
+
+def _weight(record: LogRecord) -> int:
+    return 2 * len(record.message.encode()) + 100  # some contracts carry it twice
 
 
 _ERROR = re.compile(r"\berror\b|\bfailed\b|\bfatal\b|\bassert\b|\babort", re.IGNORECASE)
@@ -121,11 +150,12 @@ class Logbook:
     def append(self, level: Level, message: str) -> None:
         """Add a line, or each line of a message that has several. Must be called in the event loop.
 
-        What is longer than MAX_LINE characters is cut there, and what no UTF-8 can hold is replaced.
+        What is longer than MAX_LINE characters is cut and ends with an ellipsis; what no UTF-8 can hold is replaced.
         """
         now = time.time()
         for line in message.encode("utf-8", "replace").decode().splitlines() or [""]:
-            self._add(LogRecord(next(self._sequence), now, level, line[:MAX_LINE]))
+            bounded = line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…"
+            self._add(LogRecord(next(self._sequence), now, level, bounded))
         self._wake()
 
     def tail(self, lines: int) -> list[LogRecord]:

@@ -60,7 +60,7 @@ class RestartPolicy:
     """When a crashed engine comes back by itself; times in seconds.
 
     After `limit` restarts in a row it stays down until somebody asks for it; a life that has served for
-    `stable_after` begins a new row.
+    `stable_after` begins a new row. A start that failed, and whose caller was told so, is not tried again.
     """
 
     automatic: bool = False
@@ -325,8 +325,8 @@ class Supervisor[C, R: Run]:
             self._attempts = 0
         self._life, self._run = None, None
         self._set(state=State.CRASHED, event="crashed", pid=None, started_at=None, last_error=error.message)
-        self._fail_waiters(error)
-        if self._policy.automatic and self._attempts < self._policy.limit:
+        told = self._fail_waiters(error) and since is None
+        if self._policy.automatic and not told and self._attempts < self._policy.limit:
             self._attempts += 1
             self._timer = asyncio.get_running_loop().call_later(
                 self._policy.delay(self._attempts), self._inbox.put_nowait, _Restart(self._life_number)
@@ -344,11 +344,13 @@ class Supervisor[C, R: Run]:
             self._set(state=State.STOPPED, event=event, pid=None, started_at=None)
         self._fail_waiters(ServerError(f"The {self._name} was stopped."))
 
-    def _fail_waiters(self, error: DomainError) -> None:
-        waiters, self._waiters = self._waiters, []
+    def _fail_waiters(self, error: DomainError) -> bool:
+        """Tell those who wait, and whether there were any."""
+        waiters = [waiter for waiter in self._waiters if not waiter.done()]
+        self._waiters = []
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
+            waiter.set_exception(error)
+        return bool(waiters)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

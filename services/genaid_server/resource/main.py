@@ -1,54 +1,127 @@
 """The resource manager, wired together."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import ModuleType
+from typing import Any
 
-from genaid.resource.v1 import downloads_pb2, downloads_pb2_grpc, models_pb2, models_pb2_grpc
+import grpc.aio
+
+from genaid.resource.v1 import (
+    downloads_pb2,
+    downloads_pb2_grpc,
+    llm_pb2,
+    llm_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+)
 from genaid_server.kit import rpc
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, DownloadsConfig
+from genaid_server.kit.config import Config, DownloadsConfig, MemoryConfig
+from genaid_server.kit.logbook import Logbook
+from genaid_server.kit.supervisor import RestartPolicy
 from genaid_server.resource.core.download import DownloadLimits
 from genaid_server.resource.core.downloads import Downloads
+from genaid_server.resource.core.fitting.advisor import Advisor
+from genaid_server.resource.core.fitting.capacity import Budgets
+from genaid_server.resource.core.llm.config import LlmRequest, Serving
+from genaid_server.resource.core.llm.server import Llm, LlmSettings
 from genaid_server.resource.core.models import ModelStore
 from genaid_server.resource.core.source_header import SourceHeaders
+from genaid_server.resource.core.system.machine import this_machine
+from genaid_server.resource.core.system.survey import Survey
+from genaid_server.resource.core.system.watching import MemoryWatches
+from genaid_server.resource.http import EngineHealth
 from genaid_server.resource.remote import open_remote
-from genaid_server.resource.servicers import DownloadServicer, ModelServicer
+from genaid_server.resource.servicers.downloads import DownloadServicer
+from genaid_server.resource.servicers.llm import LlmServicer
+from genaid_server.resource.servicers.models import ModelServicer
+from genaid_server.resource.servicers.system import SystemServicer
 
 
 @asynccontextmanager
 async def serve(config: Config) -> AsyncIterator[Address]:
     """Run the resource manager until the block ends; yields its address. Raises PortInUseError, FileSystemError."""
-    settings = config.downloads
     store = await ModelStore.open(config.data_dir)
+    logbook = Logbook(config.data_dir / "logs" / "llm-engine.log")
     try:
         async with (
-            open_remote(settings) as remote,
-            Downloads(config.data_dir, store, remote, _limits(settings)) as downloads,
+            open_remote(config.downloads) as remote,
+            Downloads(config.data_dir, store, remote, _limits(config.downloads)) as downloads,
+            Survey(this_machine(), config.data_dir) as survey,
+            EngineHealth() as health,
         ):
-            headers = SourceHeaders(remote, settings.stall_seconds)
+            advisor = Advisor(store, survey, _budgets(config.memory))
+            watches = MemoryWatches(survey.memory)
+            headers = SourceHeaders(remote, config.downloads.stall_seconds)
+            async with Llm(store, advisor, logbook, health, _llm_settings(config)) as llm:
 
-            def end_watches() -> None:
-                downloads.end_watches()
-                store.end_verifications()
+                def end_watches() -> None:
+                    downloads.end_watches()
+                    store.end_verifications()
+                    watches.end()
+                    llm.info.close()
+                    logbook.end_watches()
 
-            services = [
-                rpc.Service(
-                    models_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
-                    lambda server: models_pb2_grpc.add_ModelServiceServicer_to_server(
-                        ModelServicer(store, headers.read), server
+                services = [
+                    _service(
+                        models_pb2,
+                        "ModelService",
+                        models_pb2_grpc.add_ModelServiceServicer_to_server,
+                        ModelServicer(store, headers.read),
                     ),
-                ),
-                rpc.Service(
-                    downloads_pb2.DESCRIPTOR.services_by_name["DownloadService"].full_name,
-                    lambda server: downloads_pb2_grpc.add_DownloadServiceServicer_to_server(
-                        DownloadServicer(downloads, store), server
+                    _service(
+                        downloads_pb2,
+                        "DownloadService",
+                        downloads_pb2_grpc.add_DownloadServiceServicer_to_server,
+                        DownloadServicer(downloads, store),
                     ),
-                ),
-            ]
-            async with rpc.serve(config.resource.listen, services, end_watches) as address:
-                yield address
+                    _service(
+                        system_pb2,
+                        "SystemService",
+                        system_pb2_grpc.add_SystemServiceServicer_to_server,
+                        SystemServicer(advisor, survey, watches),
+                    ),
+                    _service(
+                        llm_pb2,
+                        "LlmService",
+                        llm_pb2_grpc.add_LlmServiceServicer_to_server,
+                        LlmServicer(llm, logbook, config.llm.port),
+                    ),
+                ]
+                async with rpc.serve(config.resource.listen, services, end_watches) as address:
+                    if config.llm.model:
+                        llm.start_later(LlmRequest(config.llm.model, serving=Serving(port=config.llm.port)))
+                    yield address
     finally:
         await store.close()
+        logbook.close()
+
+
+def _service(
+    messages: ModuleType, name: str, add: Callable[[Any, grpc.aio.Server], None], servicer: object
+) -> rpc.Service:
+    full_name = messages.DESCRIPTOR.services_by_name[name].full_name
+    return rpc.Service(full_name, lambda server: add(servicer, server))
+
+
+def _llm_settings(config: Config) -> LlmSettings:
+    settings = config.llm
+    return LlmSettings(
+        data_dir=config.data_dir,
+        program=settings.program,
+        command=settings.engine_command,
+        policy=RestartPolicy(
+            automatic=settings.restart,
+            limit=settings.max_restarts,
+            first_delay=settings.first_restart_seconds,
+            stable_after=settings.stable_seconds,
+        ),
+        health_interval=settings.health_interval_seconds,
+        health_failures=settings.health_failures,
+    )
 
 
 def _limits(settings: DownloadsConfig) -> DownloadLimits:
@@ -60,3 +133,7 @@ def _limits(settings: DownloadsConfig) -> DownloadLimits:
         first_delay=settings.first_delay_seconds,
         max_delay=settings.max_delay_seconds,
     )
+
+
+def _budgets(settings: MemoryConfig) -> Budgets:
+    return Budgets(ram=settings.ram_limit_bytes, vram=settings.vram_limit_bytes)

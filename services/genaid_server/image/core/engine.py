@@ -15,10 +15,12 @@ from typing import Final, Protocol, Self
 import psutil
 
 from genaid_server.image.core.process import EngineConfig, EngineOptions, EngineProcess, engine_process
+from genaid_server.kit.engine_notes import noted
 from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError, ServerBusyError, ServerError
 from genaid_server.kit.logbook import Level, Logbook
 from genaid_server.kit.model_lock import held, lock_of
 from genaid_server.kit.supervisor import Report, Snapshot, State, Supervisor
+from genaid_server.kit.threads import default_threads
 from genaid_server.kit.watchable import Watchable
 
 MAX_THREADS: Final = 512
@@ -56,19 +58,11 @@ class EngineInfo:
     keep_alive: float
 
 
-def default_threads(cores: int) -> int:
-    """Threads to compute with on so many cores: all of two, then some are left for the rest of the machine."""
-    if cores <= 2:
-        return max(1, cores)
-    if cores <= 8:
-        return cores - 1
-    return cores - 2 if cores <= 16 else int(cores * 0.85)
-
-
 class Engine:
     """The image engine; use it as an async context manager, which ends the child.
 
-    `default_model` may be empty: then the only installed diffusion model is taken.
+    `default_model` may be empty: then the only installed diffusion model is taken. A note of the running engine is
+    kept below `data_dir`, where one is given.
     """
 
     def __init__(
@@ -81,8 +75,9 @@ class Engine:
         keep_alive: float = 300.0,
         command: Sequence[str] = (),
         variant: str = "cpu",
+        data_dir: Path | None = None,
     ) -> None:
-        self._models, self._logbook = models, logbook
+        self._models, self._logbook, self._data_dir = models, logbook, data_dir
         self._default_model, self._command, self._variant = default_model, command, variant
         self._threads = threads or default_threads(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
         self._default_keep_alive = self._keep_alive = keep_alive
@@ -259,7 +254,8 @@ class Engine:
         self._logbook.append(Level.INFO, f"starting with {config.model_id}, {config.threads} threads, {config.variant}")
         lock = lock_of(config.files[0][1], config.model_id)  # while it is held, the model can't be deleted
         async with held(lock), engine_process(config, report, self._logbook, self._command) as process:
-            yield process
+            with noted(self._data_dir, "image", config.model_id, process.pid):
+                yield process
 
     async def _follow(self) -> None:
         """Log what happens to the engine, and pass it on to watchers."""

@@ -504,7 +504,7 @@ class ListLogsRequest(_message.Message):
 
     LINES_FIELD_NUMBER: _builtins.int
     lines: _builtins.int
-    """At most so many lines; 0 gives none. Absent: 100."""
+    """At most so many lines, and at most about 2 MiB of them; 0 gives none. Absent: 100."""
     def __init__(
         self,
         *,

@@ -1,4 +1,4 @@
-"""What every engine child does first: take its pipes for itself and tie its life to its parent's."""
+"""What every child program does first: take its pipes for itself and tie its life to its parent's."""
 
 import ctypes
 import os

@@ -1,0 +1,166 @@
+"""Starting the LLM engine and waiting until it answers; it is the server's, and goes on loading without us."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from genaid_client import (
+    AsyncResourceClient,
+    GenaidError,
+    InvalidRequestError,
+    Llm,
+    LlmServing,
+    Model,
+    ModelNotFoundError,
+    ModelType,
+    ResourceClient,
+    ServerBusyError,
+    ServerError,
+    ServerState,
+)
+from genaid_server.cli.connect import API_KEY
+from genaid_server.cli.output import INTERRUPTED, printable, say
+from genaid_server.cli.progress import ShowWork, work_bar
+
+MAX_KEY_FILE: Final = 4096  # bytes; a key has at most 256 characters
+LOADING: Final = "loading the model"
+
+type Act = Callable[[AsyncResourceClient], Awaitable[Llm]]
+
+
+def read_api_key(file: Path | None) -> str:
+    """The key of the engine's HTTP API: what the file holds, or the environment; empty for none.
+
+    Raises InvalidRequestError for what is no key, OSError for a file that can't be read.
+    """
+    if file is None:
+        key, place = os.environ.get(API_KEY, ""), API_KEY
+    else:
+        with file.open("rb") as opened:
+            key, place = opened.read(MAX_KEY_FILE).decode("utf-8-sig", "replace").strip(), str(file)
+    if (file is not None and not key) or not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidRequestError(f"{place} holds no key: it must be printable ASCII without spaces, and nothing else.")
+    return key
+
+
+def load(address: str, act: Act) -> Llm:
+    """Do what loads a model, on the resource manager at `address`, and show how far it is.
+
+    Ctrl-C leaves it loading, says so, and ends the command. Raises what `act` raises.
+    """
+    try:
+        return asyncio.run(_shown(address, act))
+    except KeyboardInterrupt:
+        _say_what_goes_on(address)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+async def _shown(address: str, act: Act) -> Llm:
+    async with AsyncResourceClient(address) as client:
+        following = asyncio.create_task(_follow(client))
+        try:
+            return await act(client)
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+
+
+async def _follow(client: AsyncResourceClient) -> None:
+    show: ShowWork | None = None  # no bar where nothing is to be loaded: it would flash up
+    with suppress(GenaidError), ExitStack() as bar:  # whoever waits for the model is told the error as well
+        async with aclosing(client.watch_llm()) as states:
+            async for now in states:
+                if now.state is ServerState.STARTING:
+                    show = show or bar.enter_context(work_bar())
+                    show(LOADING, now.load_percentage, printable(now.model_id))
+
+
+def _say_what_goes_on(address: str) -> None:
+    try:
+        with ResourceClient(address, timeout=2) as client:
+            now = client.get_llm()
+    except GenaidError as error:
+        say(f"Interrupted; what became of the LLM engine can't be told: {printable(error.message)}")
+        return
+    if now.state is ServerState.STARTING:
+        say(
+            f"{printable(now.model_id)} goes on loading without you.\n"
+            "  see how far it is:  genaid llm status\n"
+            "  stop it:            genaid llm stop"
+        )
+    else:
+        say(f"Interrupted; the LLM engine is {now.state}.")
+
+
+async def ready_llm(client: AsyncResourceClient, model: str | None, api_key: str) -> Llm:
+    """The engine once it answers: the one that runs, loads or has crashed, or one that is started with a model.
+
+    That is `model`, or the only language model that is installed. Raises ServerBusyError where another one runs;
+    ModelNotFoundError and InvalidRequestError where it is not clear which to start; else what `start_llm` raises.
+    """
+    now = await client.get_llm()
+    if now.state is ServerState.STARTING:
+        _check_model(now, model)
+        now = await _settled(client)
+    if now.state is ServerState.RUNNING:
+        _check_model(now, model)
+        return now
+    if now.state is ServerState.CRASHED and model in (None, now.model_id):
+        return await client.restart_llm()  # with the options that it had, which are somebody's choice
+    chosen = model or only_language_model(await client.list_models(ModelType.LLM))
+    return await client.start_llm(chosen, serving=LlmServing(api_key=api_key) if api_key else None)
+
+
+def only_language_model(models: list[Model]) -> str:
+    """The id of the one that there is. Raises ModelNotFoundError and InvalidRequestError."""
+    match [model.id for model in models]:
+        case [only]:
+            return only
+        case []:
+            raise ModelNotFoundError(
+                "No language model is installed. Get one with: genaid pull hf:OWNER/REPO/FILE.gguf, "
+                "or: genaid models import FILE"
+            )
+        case several:
+            names = ", ".join(several[:10]) + (", ..." if len(several) > 10 else "")
+            raise InvalidRequestError(f"Which of these models? Choose one with --model ID: {names}")
+
+
+def _check_model(now: Llm, model: str | None) -> None:
+    if model not in (None, now.model_id):
+        raise ServerBusyError(
+            f"The LLM engine runs with {now.model_id}. Leave --model out to use that, "
+            f"or replace it first: genaid llm start {model} --replace"
+        )
+
+
+async def _settled(client: AsyncResourceClient) -> Llm:
+    """The engine once it does not start any more. Raises ServerError where it did not load."""
+    async with aclosing(client.watch_llm()) as states:
+        async for now in states:
+            if now.state is ServerState.RUNNING:
+                return now
+            if now.state is not ServerState.STARTING:
+                raise ServerError(now.last_error or "The LLM engine was stopped while it loaded.")
+    raise ServerError("The genaid service ended while the model was loading. Start it again with `genaid up`.")
+
+
+@contextmanager
+def log_below(*, as_json: bool) -> Iterator[None]:
+    """Print an error that comes with lines of a log as lines: the error itself, then the log, and leave with status 1.
+
+    With `as_json`, and where there is but one line, errors are raised as they are.
+    """
+    try:
+        yield
+    except GenaidError as error:
+        first, *rest = error.message.splitlines() or [""]
+        if as_json or not rest:
+            raise
+        say("\n".join([f"Error: {printable(first)} [{error.reason}]", *(f"  {printable(line)}" for line in rest)]))
+        raise typer.Exit(1) from error

@@ -1,0 +1,159 @@
+"""Where the LLM engine is, and the requests that wait for it.
+
+One watch is followed for as long as the gateway runs, so that a request to an engine that runs costs no call. A request
+to one that doesn't waits as long as the engine is on its way.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final, cast
+
+from genaid_client import AsyncResourceClient, GenaidError, Llm, ServerState
+from genaid_server.gateway.errors import RETRY_AFTER, SERVER_BUSY, SERVER_ERROR, ApiError, from_client
+from genaid_server.gateway.flights import Flights
+from genaid_server.kit.watchable import Watchable
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY: Final = 0.1  # seconds, doubled up to LAST_RETRY
+LAST_RETRY: Final = 2.0
+RESTARTED_WITHIN: Final = 5.0
+"""Seconds that a crashed engine may take to start again. Whether it will nobody tells; the delays grow to 3.2 s."""
+REPLACED_WITHIN: Final = 0.5
+"""Seconds between the end of an engine and the start of the one that replaces it."""
+NOTICED_WITHIN: Final = 2.0
+"""Seconds until the end of an engine that no longer answers is known."""
+
+
+class NothingRunsError(ApiError):
+    """No engine runs, and none is on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The engine, and since when (time of the event loop) it is in this state of this life."""
+
+    llm: Llm
+    since: float
+
+
+def will_serve(llm: Llm, seconds: float) -> bool:
+    """Whether an engine that has been in its state for so many seconds runs, or is going to without being told."""
+    return seconds < _patience(llm)
+
+
+def _patience(llm: Llm) -> float:
+    """Seconds that a state may last until nothing is to be expected of it any more."""
+    match llm.state:
+        case ServerState.STOPPED:
+            return REPLACED_WITHIN
+        case ServerState.CRASHED:
+            return RESTARTED_WITHIN
+        case _:
+            return math.inf
+
+
+class LlmMirror:
+    """Knows the LLM engine from the resource manager; use it in an `async with`."""
+
+    def __init__(self, client: AsyncResourceClient) -> None:
+        self._client = client
+        self._views: Watchable[_View | None] = Watchable(None)
+        self._ended = False
+        self._flights = Flights()
+
+    async def __aenter__(self) -> "LlmMirror":
+        self._flights.start("llm", self._follow)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._flights.close()
+
+    def end_waiting(self) -> None:
+        """Refuse every request that waits, and each later one."""
+        self._ended = True
+        self._views.close()
+
+    async def serving(self, patience: float, failed: Llm | None = None) -> Llm:
+        """The engine as soon as it runs, for which a caller waits at most `patience` seconds.
+
+        `failed` is an engine that did not answer just now: its next life is waited for.
+        Raises NothingRunsError where none is on its way, and ApiError (503) where it does not come in time.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            if self._ended:
+                raise ApiError(503, SERVER_ERROR, "The gateway is shutting down.", headers=RETRY_AFTER, close=True)
+            view = self._views.value
+            llm, since = (view.llm, view.since) if view is not None else (await self._ask(), loop.time())
+            running = llm.state is ServerState.RUNNING
+            if running and llm.base_url is not None and not _same_life(llm, failed):
+                return llm
+            end = began + NOTICED_WITHIN if running else since + _patience(llm)
+            if not await self._changed(view, min(end, began + patience)):
+                raise _refusal(llm, hopeless=not will_serve(llm, loop.time() - since))
+
+    async def _changed(self, view: _View | None, deadline: float) -> bool:
+        """Wait until there is another view than this, or none any more; False where that takes too long."""
+        try:
+            watch = cast("AsyncGenerator[_View | None, None]", self._views.watch())
+            async with asyncio.timeout_at(deadline), aclosing(watch) as views:
+                async for now in views:
+                    if now is not view:
+                        break
+        except TimeoutError:
+            return False
+        return True
+
+    async def _ask(self) -> Llm:
+        """The engine, while it can't be watched. Raises ApiError (503)."""
+        try:
+            return await self._flights.share("llm now", self._client.get_llm)
+        except GenaidError as error:
+            raise from_client(error, "resource manager") from error
+
+    def _learn(self, llm: Llm) -> None:
+        known = self._views.value
+        lasts = known is not None and known.llm.state is llm.state and _same_life(llm, known.llm)
+        since = known.since if known is not None and lasts else asyncio.get_running_loop().time()
+        self._views.set(_View(llm, since))
+
+    async def _follow(self) -> None:
+        delay = FIRST_RETRY
+        while True:
+            try:
+                async with aclosing(self._client.watch_llm()) as states:
+                    async for llm in states:
+                        self._learn(llm)
+                        delay = FIRST_RETRY
+            except GenaidError as error:
+                log.debug("the LLM engine can't be watched: %s", error.message)
+            self._views.set(None)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LAST_RETRY)
+
+
+def _same_life(llm: Llm, other: Llm | None) -> bool:
+    # Where the manager was started again as well, it counts from the beginning.
+    return other is not None and (llm.generation, llm.start_time) == (other.generation, other.start_time)
+
+
+def _refusal(llm: Llm, *, hopeless: bool) -> ApiError:
+    """What a request gets that has waited in vain."""
+    cause = llm.last_error.partition("\n")[0].rstrip(".:")
+    if llm.state is ServerState.RUNNING:
+        message = "The LLM engine runs but doesn't answer. Try again, or restart it: genaid llm restart"
+        return ApiError(503, SERVER_ERROR, message, headers=RETRY_AFTER)
+    if llm.state is ServerState.STOPPED:
+        last = f" The last start failed: {cause}." if cause else ""
+        return NothingRunsError(503, SERVER_ERROR, f"No language model runs.{last} Start one: genaid llm start MODEL")
+    if hopeless:
+        message = f"The LLM engine crashed and did not come back: {cause}. Start it again: genaid llm start MODEL"
+        return NothingRunsError(503, SERVER_ERROR, message)
+    message = f"The LLM engine is not ready yet ({llm.state}). Try again shortly."
+    return ApiError(503, SERVER_BUSY, message, headers=RETRY_AFTER)

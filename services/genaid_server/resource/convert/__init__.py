@@ -1,0 +1,1 @@
+"""Between the resource manager's core and its contracts, both ways: a module for each service."""

@@ -1,0 +1,5 @@
+"""What every call gets."""
+
+import grpc.aio
+
+type Context = grpc.aio.ServicerContext[object, object]

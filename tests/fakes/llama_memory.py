@@ -1,0 +1,76 @@
+"""Runs a language model in this process until all its contexts are full, and tells what that took.
+
+The one line on stdout is JSON: `resident_bytes` is by how much the process has grown since the engine's library was
+imported. A prompt is one byte for each token, as in the demo model, and fills its context to the last batch.
+"""
+
+import argparse
+import json
+import os
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import xllamacpp
+
+LEFT_FREE = 20  # tokens: for the beginning of text, what is generated, and to spare
+GENERATED = 4
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--context", type=int, required=True, metavar="TOKENS", help="of each slot")
+    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--no-flash-attention", action="store_true")
+    return parser.parse_args()
+
+
+def start(options: argparse.Namespace) -> Any:
+    kinds = xllamacpp.llama_flash_attn_type
+    params = xllamacpp.CommonParams()
+    params.model.path = str(options.model)
+    params.n_ctx = options.context * options.slots
+    params.n_parallel = options.slots
+    params.kv_unified = False
+    params.n_gpu_layers = 0
+    params.flash_attn_type = (
+        kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED if options.no_flash_attention else kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    )
+    params.cpuparams.n_threads = 2
+    params.fit_params = False
+    params.ctx_shift = False
+    params.cache_ram_mib = 0  # keeps no prompts besides those in the slots
+    params.port = 0
+    params.verbosity = 0
+    return xllamacpp.Server(params)
+
+
+def fill(url: str, slot: int, tokens: int) -> None:
+    """Fill the context of one slot. Raises where the engine evaluated fewer tokens than were sent."""
+    prompt = chr(ord("a") + slot) * (tokens - LEFT_FREE)
+    body = {"prompt": prompt, "n_predict": GENERATED, "id_slot": slot, "temperature": 0}
+    request = urllib.request.Request(  # noqa: S310 - the engine's own address
+        f"{url}/completion", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:  # noqa: S310
+        answer = json.load(response)
+    if answer["tokens_evaluated"] < len(prompt) or answer["id_slot"] != slot:
+        raise RuntimeError(f"slot {answer['id_slot']} holds {answer['tokens_evaluated']} tokens, not {len(prompt)}")
+
+
+def main() -> None:
+    options = parse()
+    process = psutil.Process()
+    before = process.memory_info().rss
+    server = start(options)
+    with ThreadPoolExecutor(options.slots) as slots:
+        list(slots.map(lambda slot: fill(server.listening_address, slot, options.context), range(options.slots)))
+    print(json.dumps({"resident_bytes": process.memory_info().rss - before}), flush=True)
+    os._exit(0)  # the engine's threads need not be waited for
+
+
+if __name__ == "__main__":
+    main()
