@@ -1,12 +1,14 @@
 """Runs a language model in this process until all its contexts are full, and tells what that took.
 
 The one line on stdout is JSON: `resident_bytes` is by how much the process has grown since the engine's library was
-imported. A prompt is one byte for each token, as in the demo model, and fills its context to the last batch.
+imported. Where the system tells them apart (Linux), pages of programs and libraries don't count, whose number depends on
+how their files came into the cache; those of the model do. A prompt is one byte for each token, as in the demo model, and fills its context to the last batch.
 """
 
 import argparse
 import json
 import os
+import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,14 +63,23 @@ def fill(url: str, slot: int, tokens: int) -> None:
         raise RuntimeError(f"slot {answer['id_slot']} holds {answer['tokens_evaluated']} tokens, not {len(prompt)}")
 
 
+def taken(model: Path) -> int:
+    """Resident bytes of this process: what is its own, and what it has mapped of the model's file."""
+    process = psutil.Process()
+    if sys.platform != "linux":
+        return process.memory_info().rss
+    maps = process.memory_maps(grouped=False)
+    mapped = sum(each.rss for each in maps if each.path == str(model.resolve()))
+    return mapped + sum(each.anonymous for each in maps)
+
+
 def main() -> None:
     options = parse()
-    process = psutil.Process()
-    before = process.memory_info().rss
+    before = taken(options.model)
     server = start(options)
     with ThreadPoolExecutor(options.slots) as slots:
         list(slots.map(lambda slot: fill(server.listening_address, slot, options.context), range(options.slots)))
-    print(json.dumps({"resident_bytes": process.memory_info().rss - before}), flush=True)
+    print(json.dumps({"resident_bytes": taken(options.model) - before}), flush=True)
     os._exit(0)  # the engine's threads need not be waited for
 
 

@@ -40,7 +40,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, demo_models: DemoModels) -
 def here(running: RunningGenaid) -> Iterator[tuple[str, str]]:
     """The option that finds the server, which runs no LLM then."""
     yield "--data-dir", str(running.data_dir)
-    assert genaid("llm", "stop", "--data-dir", str(running.data_dir)).returncode == 0
+    with ResourceClient(running.ready["resource"]) as client:
+        client.stop_llm()
 
 
 @pytest.fixture

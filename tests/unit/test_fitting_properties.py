@@ -274,7 +274,7 @@ def test_it_is_the_best_of_all_that_fit(question: Question, room: Capacity) -> N
         assert rank(question, found.config, found.placement) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(question=questions(), room=rooms())
 def test_what_is_recommended_fits_with_a_margin_and_passes_the_check(question: Question, room: Capacity) -> None:
     found = question.recommend(room)
@@ -303,7 +303,7 @@ def test_what_is_recommended_fits_with_a_margin_and_passes_the_check(question: Q
         assert question.check(room).config == config
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(question=questions(), pair=larger_rooms())
 def test_more_memory_never_gives_a_smaller_recommendation(question: Question, pair: tuple[Capacity, Capacity]) -> None:
     less, more = (question.recommend(room) for room in pair)
@@ -337,7 +337,7 @@ def test_a_higher_budget_never_gives_a_smaller_recommendation(
         assert ranks == sorted(ranks)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(question=questions(), room=rooms())
 def test_wishes_are_kept_and_only_a_context_is_reduced_which_is_said(question: Question, room: Capacity) -> None:
     found = question.recommend(room)

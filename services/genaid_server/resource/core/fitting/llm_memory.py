@@ -30,7 +30,7 @@ FALLBACK_FACTOR: Final = 1.2
 """By how much a model of which only the size is known is larger in memory: the documented rule."""
 
 # What the process takes besides, as measured; the library itself, before a model is loaded, is not in it.
-_PROCESS: Final = 9_600_000  # the engine's threads and HTTP server
+_PROCESS: Final = 3_900_000  # the engine's threads and HTTP server
 _PROCESS_LAYER: Final = 75_000  # the nodes of the graph
 _PROCESS_SLOT: Final = 1_300_000  # a request, its thread and sampler
 _PROCESS_TOKEN: Final = 180  # what the server remembers of each token of all contexts
