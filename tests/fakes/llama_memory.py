@@ -1,8 +1,9 @@
 """Runs a language model in this process until all its contexts are full, and tells what that took.
 
 The one line on stdout is JSON: `resident_bytes` is by how much the process has grown since the engine's library was
-imported. Where the system tells them apart (Linux), pages of programs and libraries don't count, whose number depends on
-how their files came into the cache; those of the model do. A prompt is one byte for each token, as in the demo model, and fills its context to the last batch.
+imported. Where the system tells them apart (Linux), pages of programs and libraries don't count, whose number depends
+on how their files came into the cache; those of the model do. A prompt is one byte for each token, as in the demo
+model, and fills its context to the last batch.
 """
 
 import argparse
