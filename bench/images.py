@@ -14,7 +14,7 @@ import psutil
 from bench.rows import Row, ratio
 from bench.serving import GENAID, Serving, serving
 from genaid_server.demo.models import write_diffusion
-from genaid_server.image.core.process import environment as engine_environment
+from genaid_server.kit.engine_process import engine_environment
 from genaid_server.kit.threads import default_threads
 
 THREADS = default_threads(psutil.cpu_count(logical=False) or 1)

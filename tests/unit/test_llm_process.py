@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from genaid_server.kit.address import Address, require_free
+from genaid_server.kit.engine_process import MAX_REASON
 from genaid_server.kit.errors import PortInUseError, ServerError
 from genaid_server.kit.logbook import Logbook
 from genaid_server.resource.core.fitting.plan import LlmConfig
 from genaid_server.resource.core.llm.config import EngineConfig, Serving
 from genaid_server.resource.core.llm.process import (
-    MAX_REASON,
     LlmProcess,
     environment,
     free_port,

@@ -120,6 +120,19 @@ async def test_an_engine_that_still_loads_is_not_asked(logbook: Logbook) -> None
     assert engine.checks == 1
 
 
+async def test_the_patience_with_a_busy_engine_begins_when_it_has_loaded(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "PATIENCE", 0.5)
+    engine = Script("-+", computes=BUSY, loaded=False)
+    dog = Watchdog(INTERVAL, 1, logbook, Observer())
+    async with dog.over(engine):
+        await asyncio.sleep(2 * watchdog.PATIENCE)  # a load that takes longer than that
+        engine.loaded = True
+        await engine.over.wait()
+    assert engine.condemned == ""
+
+
 async def test_others_may_tell_it_what_they_found(logbook: Logbook) -> None:
     observer = Observer()
     dog = Watchdog(3600, 3, logbook, observer)

@@ -2,16 +2,16 @@
 
 import asyncio
 import io
-import json
 import logging
-from typing import Final, NoReturn
+from typing import Final
 
 import aiohttp
 from aiohttp import hdrs, web
 
 from genaid_client import Llm
+from genaid_server.gateway.bodies import read_object
 from genaid_server.gateway.connection import JSON_HEADERS
-from genaid_server.gateway.errors import BACKEND_ERROR, SERVER_ERROR, ApiError, invalid
+from genaid_server.gateway.errors import BACKEND_ERROR, SERVER_ERROR, ApiError
 from genaid_server.gateway.llm_mirror import LlmMirror, NothingRunsError
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class LlmRelay:
 
     async def post(self, request: web.Request, path: str, body: bytes) -> web.StreamResponse:
         """Answer a request with what the engine answers at `path`. Raises ApiError where it never runs."""
-        _check_json(body)
+        read_object(body)  # what is in it, the engine checks
         return await self._pass_on(request, path, body)
 
     async def models(self, request: web.Request) -> web.StreamResponse:
@@ -123,26 +123,6 @@ async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.St
             "The answer broke off; only the end of the connection can tell its reader"
         ) from error
     return response
-
-
-def _check_json(body: bytes) -> None:
-    """Raises ApiError (400) for what is no JSON object; the engine checks what is in it."""
-    try:
-        value = json.loads(body.decode(), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise invalid(f"The body is not UTF-8: byte {error.start} is wrong") from None
-    except json.JSONDecodeError as error:
-        raise invalid(f"Malformed JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-    except RecursionError:
-        raise invalid("Malformed JSON: nested too deeply") from None
-    except ValueError:  # an integer of thousands of digits, which Python refuses to read
-        raise invalid("Malformed JSON: a number is too long") from None
-    if not isinstance(value, dict):
-        raise invalid("The body must be a JSON object")
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise invalid(f"Malformed JSON: {name} is not a JSON number")
 
 
 def no_engine() -> ApiError:

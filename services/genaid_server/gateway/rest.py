@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.alias_generators import to_camel
 
 from genaid_client import Generation, GenerationSpec, GenerationState, Progress, Sampler
+from genaid_server.gateway.bodies import read_object
 from genaid_server.gateway.errors import ApiError, invalid
 
 MAX_PROMPT: Final = 32_768
@@ -135,21 +136,7 @@ def read_spec(body: bytes) -> GenerationSpec:
 def _read_object(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise invalid("Missing request body: send a JSON object with a prompt")
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise invalid(f"The body is not UTF-8: byte {error.start} is wrong") from None
-    try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        raise invalid(f"Malformed JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-    except RecursionError:
-        raise invalid("Malformed JSON: nested too deeply") from None
-    except ValueError:  # an integer of thousands of digits, which Python refuses to read
-        raise invalid("Malformed JSON: a number is too long") from None
-    if not isinstance(value, dict):
-        raise invalid("The body must be a JSON object")
-    return value
+    return read_object(body, _unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -159,10 +146,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise invalid(f"Duplicate field: {_shown(name)}")
         fields[name] = value
     return fields
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise invalid(f"Malformed JSON: {name} is not a JSON number")
 
 
 def _refuse_unknown(fields: Iterable[str]) -> None:

@@ -1,7 +1,6 @@
 """The image worker's services: each call converts, asks the core, and converts back."""
 
 from collections.abc import AsyncIterator
-from typing import Final
 
 import grpc.aio
 
@@ -10,11 +9,9 @@ from genaid_server.image import convert
 from genaid_server.image.core.engine import Engine
 from genaid_server.image.core.generations import MAX_REQUEST_ID, Generation, Generations, State
 from genaid_server.kit.errors import BackendError, DomainError, InvalidRequestError, IoError
-from genaid_server.kit.logbook import Logbook, in_portions, newest_within
+from genaid_server.kit.logbook import Logbook, in_portions, lines_asked, newest_within
 from genaid_server.kit.paging import page
 from genaid_server.kit.tasks import to_the_end
-
-DEFAULT_LINES: Final = 100
 
 type Context = grpc.aio.ServicerContext[object, object]
 
@@ -63,9 +60,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.ListLogsRequest, context: Context
     ) -> engine_pb2.ListLogsResponse:
         """The newest log lines."""
-        lines = request.lines if request.HasField("lines") else DEFAULT_LINES
-        if lines < 0:
-            raise InvalidRequestError(f"lines must not be negative, and is {lines}", field="lines")
+        lines = lines_asked(request.lines if request.HasField("lines") else None)
         return engine_pb2.ListLogsResponse(
             entries=[convert.record_to_pb(record) for record in newest_within(self._logbook.tail(lines))]
         )

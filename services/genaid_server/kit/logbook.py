@@ -17,9 +17,10 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final, TextIO
 
-from genaid_server.kit.errors import FileSystemError
+from genaid_server.kit.errors import FileSystemError, InvalidRequestError
 
 MAX_LINE: Final = 8192
+DEFAULT_LINES: Final = 100
 FLUSH_AFTER: Final = 0.1  # seconds; a burst of lines costs one write
 
 
@@ -44,6 +45,15 @@ class LogRecord:
     def __str__(self) -> str:
         stamp = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return f"[{stamp}] [{self.level.name:<5}] {self.message}"
+
+
+def lines_asked(lines: int | None) -> int:
+    """How many log lines a caller wants, who may leave it open. Raises InvalidRequestError."""
+    if lines is None:
+        return DEFAULT_LINES
+    if lines < 0:
+        raise InvalidRequestError(f"lines must not be negative, and is {lines}", field="lines")
+    return lines
 
 
 def newest_within(records: Sequence[LogRecord], size: int = 2 * 2**20) -> list[LogRecord]:

@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Final
 from genaid_server.image.core.spec import GenerationSpec
 from genaid_server.kit import frames
 from genaid_server.kit.child import Child, child
+from genaid_server.kit.engine_process import MAX_REASON, engine_environment, with_last_lines
 from genaid_server.kit.errors import BackendError
 from genaid_server.kit.logbook import Level, LineSplitter, Logbook, guess_level
 from genaid_server.kit.supervisor import Report
@@ -21,7 +22,6 @@ from genaid_server.kit.supervisor import Report
 BUILT_IN: Final = (sys.executable, "-P", "-m", "genaid_server.engines.image")
 WHOLE: Final = "model"  # what the only file of a model is to it
 LAST_LINES: Final = 10
-MAX_REASON: Final = 4000  # characters
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class EngineProcess:
         end = await self._process.exited()
         self._say(self._stderr.flush())
         self._events.put_nowait(None)
-        return self._reason(self._broken or str(end))
+        return with_last_lines(self._broken or str(end), self._last)
 
     async def generate(self, spec: GenerationSpec) -> AsyncGenerator[JobEvent]:
         """Compute the images of `spec` and yield what happens; ends after the last image.
@@ -244,10 +244,6 @@ class EngineProcess:
             case unknown:
                 raise ValueError(f"event {unknown!r}")
 
-    def _reason(self, end: str) -> str:
-        lines = "\n".join(self._last)
-        return f"{end}. Last lines of its log:\n{lines}"[:MAX_REASON] if lines else end
-
 
 @asynccontextmanager
 async def engine_process(
@@ -260,18 +256,10 @@ async def engine_process(
     engine = EngineProcess(config, logbook, report)
     argv = list(command or BUILT_IN)
     try:
-        async with child(argv, engine.on_stdout, engine.on_stderr, environment(os.environ), grace=1.0) as process:
+        async with child(
+            argv, engine.on_stdout, engine.on_stderr, engine_environment(os.environ), grace=1.0
+        ) as process:
             engine.attach(process)
             yield engine
     finally:
         engine.close()
-
-
-def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The child's environment: what the user has set, and what suits an engine that shares the machine.
-
-    Threads that wait for each other soon sleep instead of spinning on: as soon as another program wants a core,
-    spinning ones steal it from the one that they wait for, and an image takes up to ten times as long. An abort must
-    not start a debugger for a stack trace, as ggml does.
-    """
-    return {"GOMP_SPINCOUNT": "10000", "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1", **base}

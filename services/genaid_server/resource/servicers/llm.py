@@ -5,12 +5,11 @@ from typing import Final
 
 from genaid.resource.v1 import llm_pb2, llm_pb2_grpc
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.kit.logbook import Logbook, in_portions, newest_within
+from genaid_server.kit.logbook import Logbook, in_portions, lines_asked, newest_within
 from genaid_server.resource.convert import llm as convert
 from genaid_server.resource.core.llm.server import Llm
 from genaid_server.resource.servicers.context import Context
 
-DEFAULT_LINES: Final = 100
 MAX_REQUEST_ID: Final = 128
 
 
@@ -60,9 +59,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self, request: llm_pb2.ListLogsRequest, context: Context
     ) -> llm_pb2.ListLogsResponse:
         """The newest log lines."""
-        lines = request.lines if request.HasField("lines") else DEFAULT_LINES
-        if lines < 0:
-            raise InvalidRequestError(f"lines must not be negative, and is {lines}", field="lines")
+        lines = lines_asked(request.lines if request.HasField("lines") else None)
         return llm_pb2.ListLogsResponse(
             entries=[convert.record_to_pb(record) for record in newest_within(self._logbook.tail(lines))]
         )

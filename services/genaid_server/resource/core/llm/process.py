@@ -15,6 +15,7 @@ import psutil
 from genaid_server.kit import frames
 from genaid_server.kit.address import Address, port_in_use
 from genaid_server.kit.child import Child, child
+from genaid_server.kit.engine_process import engine_environment, with_last_lines
 from genaid_server.kit.errors import BinaryError, DomainError, ServerError
 from genaid_server.kit.logbook import LineSplitter, Logbook
 from genaid_server.kit.supervisor import Report
@@ -30,7 +31,6 @@ FIRST_POLL: Final = 0.05
 LONGEST_POLL: Final = 0.5
 PROGRESS_INTERVAL: Final = 0.2
 LAST_LINES: Final = 20
-MAX_REASON: Final = 4000  # characters
 
 
 class Health(Protocol):
@@ -184,8 +184,7 @@ class LlmProcess:
         return ServerError(self._reason(f"The model {self._config.model_id} could not be loaded: {end}"))
 
     def _reason(self, end: str) -> str:
-        lines = "\n".join(cause_first(list(self._last)))
-        return f"{end}. Last lines of its log:\n{lines}"[:MAX_REASON] if lines else end
+        return with_last_lines(end, cause_first(list(self._last)))
 
 
 @asynccontextmanager
@@ -239,11 +238,10 @@ def load_command(config: EngineConfig) -> dict[str, Any]:
 
 
 def environment(config: EngineConfig) -> dict[str, str]:
-    """The child's environment: what the user has set, without what would add to its arguments, and what suits an engine
-    that shares the machine: threads that wait soon sleep, and an abort starts no debugger for a stack trace."""
+    """The child's environment, without what would add to its arguments; a program of the user's gets its key there."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
     key = {"LLAMA_API_KEY": config.serving.api_key} if config.program and config.serving.api_key else {}
-    return {"GOMP_SPINCOUNT": "10000", "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1", **inherited, **key}
+    return engine_environment(inherited | key)
 
 
 def free_port(host: str) -> int:

@@ -91,7 +91,7 @@ class Llm:
         self._settings = settings
         self._deciding = asyncio.Lock()
         self._decision: _Decision | None = None
-        self._asked: asyncio.Future[LlmProcess] | None = None
+        self._asking: set[asyncio.Task[LlmProcess]] = set()
         self._generation = 0
         self._process: LlmProcess | None = None
         self._follower: asyncio.Task[None] | None = None
@@ -111,6 +111,8 @@ class Llm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._supervisor.close()
+        if self._asking:
+            await asyncio.wait(self._asking)
         for task in (self._starting, self._follower):
             if task is not None:
                 await task
@@ -181,9 +183,15 @@ class Llm:
             return self._ask(decision.config)
 
     def _ask(self, config: EngineConfig) -> "asyncio.Task[LlmProcess]":
-        asked = self._asked = asyncio.create_task(self._supervisor.ensure_ready(config, replace=True))
-        asked.add_done_callback(_take_exception)  # its caller may have left
+        asked = asyncio.create_task(self._supervisor.ensure_ready(config, replace=True), name=f"{NAME} start")
+        self._asking.add(asked)
+        asked.add_done_callback(self._answered)
         return asked
+
+    def _answered(self, asked: "asyncio.Task[LlmProcess]") -> None:
+        self._asking.discard(asked)
+        if not asked.cancelled():
+            asked.exception()  # whoever asked may have left
 
     async def checked(self) -> LlmInfo:
         """The engine now, its health asked for anew."""
@@ -213,8 +221,7 @@ class Llm:
     @property
     def _up(self) -> bool:
         """Whether it runs, starts, or is about to: the supervisor may not have come to the latest request yet."""
-        asked = self._asked is not None and not self._asked.done()
-        return asked or self._life.state in (State.STARTING, State.RUNNING)
+        return bool(self._asking) or self._life.state in (State.STARTING, State.RUNNING)
 
     @property
     def _running_model(self) -> str:
@@ -309,8 +316,3 @@ class Llm:
 
     def _publish(self) -> None:
         self.info.set(self.present())
-
-
-def _take_exception(task: "asyncio.Task[LlmProcess]") -> None:
-    if not task.cancelled():
-        task.exception()

@@ -64,6 +64,7 @@ class Watchdog:
         while True:
             await asyncio.sleep(self._interval)
             if not engine.loaded:
+                answered_at = loop.time()
                 continue
             before, asked_at = computed, loop.time()
             answers = await engine.healthy()
