@@ -52,7 +52,7 @@ check-protos: setup
 	else echo "buf: skipped, there is no npm on the PATH (install Node.js to lint the contracts)"; fi
 
 test: setup ## run every test
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist worksteal
 
 demo: setup ## make one image through all layers: demo.png
 	@$(PY) -m genaid_server.demo

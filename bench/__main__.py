@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import downloads, gateway_llm, headers, images, llm, polling, startup, system
+from bench import downloads, gateway_llm, headers, images, llm, polling, sharing, startup, system
 from bench.rows import Row
 
 GROUPS = {
@@ -22,6 +22,7 @@ GROUPS = {
     "images": images,
     "llm": llm,
     "gateway_llm": gateway_llm,
+    "sharing": sharing,
     "polling": polling,
 }
 RESULTS = Path(__file__).parent / "results.json"

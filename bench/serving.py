@@ -25,6 +25,7 @@ class Serving:
 
     http: str
     resource: str
+    image: str
     data_dir: Path
     process: psutil.Process
     started: float
@@ -96,7 +97,9 @@ def serving(data_dir: Path | None = None, *options: str) -> Iterator[Serving]:
             http = addresses["http"]
             with urllib.request.urlopen(f"{http}/health"):  # noqa: S310
                 started = time.perf_counter() - began
-            yield Serving(http, addresses["resource"], data_dir, psutil.Process(process.pid), started)
+            yield Serving(
+                http, addresses["resource"], addresses["image"], data_dir, psutil.Process(process.pid), started
+            )
         finally:
             process.terminate()
             process.wait(10)

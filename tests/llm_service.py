@@ -1,4 +1,7 @@
-"""A resource manager in the test's own event loop, served on a free port, with LLM engines real and fake."""
+"""A resource manager in the test's own event loop, served on a free port, with LLM engines real and fake.
+
+Image engines are played by those who hold a lease for one.
+"""
 
 import asyncio
 import contextlib
@@ -6,7 +9,7 @@ import json
 import shlex
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ import aiohttp
 import psutil
 
 from fakes import llama_server
-from genaid_client import AsyncResourceClient, Llm, LogEntry, ServerState
+from genaid_client import AsyncResourceClient, ImageNeed, Lease, LeaseState, Llm, LogEntry, ServerState
 from genaid_server.kit import config as configuration
 from genaid_server.resource import main as resource
 from worker import children
@@ -24,6 +27,7 @@ from worker import children
 PATIENCE = 30.0  # seconds; a bound for a machine that is busy, not an expectation
 EVERYTHING = 100_000
 """More lines than any log keeps."""
+IMAGE = ImageNeed("diffusion", 64, 64)
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,29 @@ class LlmService:
         """The engine once this life of it, or a later one, serves."""
         return await self.until(lambda llm: llm.state is ServerState.RUNNING and llm.generation >= generation)
 
+    async def back(self, *, generation: int) -> Llm:
+        """The engine once this life of it, or a later one, serves and makes no room any more."""
+        return await self.until(
+            lambda llm: llm.state is ServerState.RUNNING and not llm.offloaded and llm.generation >= generation
+        )
+
     async def loading(self) -> Llm:
         """The engine once its process is there, before it serves."""
         return await self.until(lambda llm: llm.state is ServerState.STARTING and llm.pid is not None)
+
+    @asynccontextmanager
+    async def image_engine(self, name: str = "painter") -> "AsyncIterator[ImageEngine]":
+        """Ask for a lease for an image engine, which ends with the block."""
+        engine = ImageEngine(self.client.hold_lease(name, IMAGE))
+        try:
+            yield engine
+        finally:
+            await engine.end()
+
+    async def make_room(self) -> Lease:
+        """Make an image, and be gone."""
+        async with self.image_engine() as engine:
+            return await engine.until(LeaseState.GRANTED)
 
     async def log(self) -> list[LogEntry]:
         """All that is kept of the engine's log."""
@@ -70,20 +94,48 @@ class LlmService:
         raise AssertionError("the watch ended")
 
 
+@dataclass(frozen=True)
+class ImageEngine:
+    """Nothing but its lease."""
+
+    leases: AsyncGenerator[Lease, None]
+
+    async def until(self, state: LeaseState, *, reclaim_after: float | None = None) -> Lease:
+        """The lease once it is in a state, and to be given back after so many seconds where that is told."""
+        async with asyncio.timeout(PATIENCE):
+            async for lease in self.leases:
+                if lease.state is state and reclaim_after in (None, lease.reclaim_after_seconds):
+                    return lease
+        raise AssertionError("the lease ended")
+
+    async def end(self) -> None:
+        """Give it back, or ask for it no more."""
+        await self.leases.aclose()
+
+
+async def scarce_memory(data_dir: Path, llm: Path, image: Path) -> dict[str, int]:
+    """The settings of a memory in which either engine fits, and not both: `IMAGE` is a need of the second model."""
+    async with llm_service(data_dir, llm, image) as service:
+        of_image = (await service.client.plan_image_generation(IMAGE)).ram_bytes
+        of_llm = (await service.client.check_model(llm.stem)).required_bytes
+    return {"ram_limit_bytes": int(1.1 * max(of_image, of_llm))}
+
+
 @asynccontextmanager
 async def llm_service(
     data_dir: Path, *models: Path, memory: Mapping[str, int] | None = None, **settings: object
 ) -> AsyncIterator[LlmService]:
     """Serve until the block ends, with these models under the names of their files.
 
-    `settings` are those of the configuration's section `llm`; a start takes a free port unless it asks for one.
+    `settings` are those of the configuration's section `llm`; a start takes a free port unless it asks for one, and an
+    LLM that was offloaded comes back soon.
     """
     config = configuration.load(
         flags={
             "data_dir": data_dir,
             "resource": {"listen": "127.0.0.1:0"},
             "memory": dict(memory or {}),
-            "llm": {"port": 0, **settings},
+            "llm": {"port": 0, "reload_delay_seconds": 0.05, **settings},
         }
     )
     async with resource.serve(config) as address, AsyncResourceClient(str(address), timeout=PATIENCE) as client:
@@ -103,9 +155,9 @@ async def ask(llm: Llm, method: str, path: str, body: object = None, *, key: str
         return answer.status, await answer.json(content_type=None)
 
 
-async def chat(llm: Llm, tokens: int = 4, *, key: str = "") -> tuple[int, Any]:
+async def chat(llm: Llm, tokens: int = 4, *, content: str = "hello", key: str = "") -> tuple[int, Any]:
     """Have the engine say something."""
-    message = {"role": "user", "content": "hello"}
+    message = {"role": "user", "content": content}
     body = {"model": llm.model_id, "messages": [message], "max_tokens": tokens, "seed": 1}
     return await ask(llm, "POST", "/v1/chat/completions", body, key=key)
 

@@ -53,7 +53,7 @@ RULES = [
     Rule("a core rests on the kit", r"genaid_server\.\w+\.core(\..*)?", ("genaid_server",), (KIT, "{room}.core")),
     Rule(
         "convert, servicers and main alone know both worlds",
-        r"genaid_server\.(resource|image)(?!\.((convert|servicers)(\..*)?|main|http)$)(\..*)?",
+        r"genaid_server\.(resource|image)(?!\.((convert|servicers)(\..*)?|main|http|engine_http)$)(\..*)?",
         WIRE,
     ),
     Rule("services meet over the wire", r"genaid_server\.(resource|image)(\..*)?", ("genaid_server",), (KIT, "{room}")),

@@ -16,7 +16,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from genaid.image.v1 import engine_pb2, generation_pb2
-from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, system_pb2
+from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, orchestration_pb2, system_pb2
 from genaid_server.kit.errors import DomainError
 from genaid_server.kit.rpc import ErrorInterceptor
 
@@ -25,6 +25,7 @@ SERVICES = [
     downloads_pb2.DESCRIPTOR.services_by_name["DownloadService"],
     system_pb2.DESCRIPTOR.services_by_name["SystemService"],
     llm_pb2.DESCRIPTOR.services_by_name["LlmService"],
+    orchestration_pb2.DESCRIPTOR.services_by_name["OrchestrationService"],
     engine_pb2.DESCRIPTOR.services_by_name["EngineService"],
     generation_pb2.DESCRIPTOR.services_by_name["GenerationService"],
 ]

@@ -39,6 +39,7 @@ from genaid_client import (
     ServerState,
     errors,
     types_llm,
+    types_orchestration,
     types_system,
 )
 from genaid_server.kit.errors import DomainError
@@ -100,7 +101,7 @@ def test_both_faces_have_the_same_methods() -> None:
 def test_everything_is_exported() -> None:
     public = {
         name
-        for module in (errors, genaid_client.types, types_llm, types_system)
+        for module in (errors, genaid_client.types, types_llm, types_orchestration, types_system)
         for name, value in vars(module).items()
         if inspect.isclass(value) and value.__module__ == module.__name__
     }

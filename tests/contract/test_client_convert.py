@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from genaid.image.v1 import engine_pb2, generation_pb2
-from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, system_pb2
-from genaid_client import convert, convert_llm, convert_system, types_llm, types_system
+from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, orchestration_pb2, system_pb2
+from genaid_client import convert, convert_llm, convert_system, types_llm, types_orchestration, types_system
 from genaid_client.messages import LONGEST
 from genaid_client.types import (
     Component,
@@ -457,6 +457,7 @@ RENAMED = {
     "load_duration": "load_seconds",
     "keep_alive": "keep_alive_seconds",
     "duration": "duration_seconds",
+    "reclaim_after": "reclaim_after_seconds",
 }
 
 
@@ -507,6 +508,12 @@ def _in_oneof(field: Any) -> bool:
         (types_system.LlmConfig, system_pb2.LlmConfig),
         (types_system.ModelCheck, system_pb2.CheckModelResponse),
         (types_system.LlmRecommendation, system_pb2.RecommendLlmConfigResponse),
+        (types_orchestration.ImageNeed, orchestration_pb2.ImageNeed),
+        (types_orchestration.ImagePlacement, orchestration_pb2.ImagePlacement),
+        (types_orchestration.ImagePlan, orchestration_pb2.PlanImageGenerationResponse),
+        (types_orchestration.Departure, orchestration_pb2.Departure),
+        (types_orchestration.Lease, orchestration_pb2.Lease),
+        (types_orchestration.OffloadedLlm, orchestration_pb2.OffloadedLlm),
     ],
 )
 def test_results_have_every_field_of_their_messages(kind: Any, message: type[Message]) -> None:
@@ -543,6 +550,10 @@ def test_a_log_line_of_the_image_engine_has_all_but_the_raw_one() -> None:
         (types_system.GpuVendor, system_pb2.GpuVendor),
         (types_system.CacheType, system_pb2.CacheType),
         (types_system.Placement, system_pb2.Placement),
+        (types_orchestration.MemoryKind, orchestration_pb2.MemoryKind),
+        (types_orchestration.TenantKind, orchestration_pb2.TenantKind),
+        (types_orchestration.LeaseState, orchestration_pb2.LeaseState),
+        (types_orchestration.OffloadPhase, orchestration_pb2.OffloadedLlm.Phase),
     ],
 )
 def test_enums_have_every_value_of_the_contract(members: Any, wrapper: Any) -> None:

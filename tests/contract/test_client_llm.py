@@ -55,6 +55,7 @@ RUNNING = llm_pb2.Llm(
     variant="cpu",
     generation=2**33,
     reasons={"threads": "one is left for others"},
+    offloaded=True,
 )
 SAME = Llm(
     state=ServerState.RUNNING,
@@ -75,6 +76,7 @@ SAME = Llm(
     variant="cpu",
     generation=2**33,
     reasons={"threads": "one is left for others"},
+    offloaded=True,
 )
 
 
@@ -203,11 +205,17 @@ async def test_stop_restart_and_get(
 
 
 async def test_the_engine_is_watched_with_its_events(resource: Connect, script: Script, address: str) -> None:
-    events = [llm_pb2.LLM_EVENT_STARTED, llm_pb2.LLM_EVENT_CRASHED, llm_pb2.LLM_EVENT_UNSPECIFIED]
+    events = [
+        llm_pb2.LLM_EVENT_STARTED,
+        llm_pb2.LLM_EVENT_CRASHED,
+        llm_pb2.LLM_EVENT_OFFLOADED,
+        llm_pb2.LLM_EVENT_RELOAD_FAILED,
+        llm_pb2.LLM_EVENT_UNSPECIFIED,
+    ]
     script.steps["WatchLlm"] = [llm_pb2.WatchLlmResponse(llm=llm_pb2.Llm(last_event=event)) for event in events]
     async with resource(address) as client:
         seen = [now.last_event async for now in client.iterate("watch_llm")]
-    assert seen == [LlmEvent.STARTED, LlmEvent.CRASHED, None]
+    assert seen == [LlmEvent.STARTED, LlmEvent.CRASHED, LlmEvent.OFFLOADED, LlmEvent.RELOAD_FAILED, None]
     assert script.requests == [("WatchLlm", llm_pb2.WatchLlmRequest())]
 
 

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from contract.scripted import SERVICES
 from genaid.image.v1 import engine_pb2, generation_pb2
-from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, system_pb2
+from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, orchestration_pb2, system_pb2
 from genaid_client import (
     DownloadItem,
     DownloadPhase,
@@ -21,7 +21,9 @@ from genaid_client import (
     GenerationSpec,
     Image,
     ImageClient,
+    ImageNeed,
     InternalError,
+    LeaseState,
     LlmConfig,
     LlmEvent,
     LlmServing,
@@ -211,3 +213,15 @@ def test_the_llm_engine_is_watched(channel: Any, caller: ThreadPoolExecutor, res
         call.send_response(llm_pb2.WatchLlmResponse(llm=llm_pb2.Llm(last_event=event)))
     call.terminate(*OK)
     assert result.result() == [LlmEvent.STARTED, LlmEvent.READY]
+
+
+def test_a_lease_is_held_until_it_is_left(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
+    leases = resource.hold_lease("worker", ImageNeed("sd"))
+    first = caller.submit(next, leases)
+    request, call = take_stream(channel, "HoldLease")
+    lease = orchestration_pb2.Lease(state=orchestration_pb2.LEASE_STATE_GRANTED)
+    call.send_response(orchestration_pb2.HoldLeaseResponse(lease=lease))
+    assert (request.tenant_id, request.need.model_id, request.resident) == ("worker", "sd", False)
+    assert first.result().state is LeaseState.GRANTED
+    leases.close()
+    call.cancelled()  # returns once the call is cancelled

@@ -28,6 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int, required=True, metavar="TOKENS", help="of each slot")
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--no-flash-attention", action="store_true")
+    parser.add_argument("--embeddings", type=int, default=0, metavar="BATCH", help="as an embedding model")
     return parser.parse_args()
 
 
@@ -46,6 +47,9 @@ def start(options: argparse.Namespace) -> Any:
     params.fit_params = False
     params.ctx_shift = False
     params.cache_ram_mib = 0  # keeps no prompts besides those in the slots
+    if options.embeddings:
+        params.embedding = True
+        params.n_batch = params.n_ubatch = options.embeddings
     params.port = 0
     params.verbosity = 0
     return xllamacpp.Server(params)
@@ -64,6 +68,18 @@ def fill(url: str, slot: int, tokens: int) -> None:
         raise RuntimeError(f"slot {answer['id_slot']} holds {answer['tokens_evaluated']} tokens, not {len(prompt)}")
 
 
+def embed(url: str, tokens: int) -> None:
+    """Have vectors made of texts that fill all contexts. Raises where fewer tokens were evaluated than were sent."""
+    body = {"input": "a" * (tokens - LEFT_FREE)}
+    request = urllib.request.Request(  # noqa: S310 - the engine's own address
+        f"{url}/v1/embeddings", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:  # noqa: S310
+        evaluated = json.load(response)["usage"]["prompt_tokens"]
+    if evaluated < tokens - LEFT_FREE:
+        raise RuntimeError(f"{evaluated} tokens were evaluated, not {tokens}")
+
+
 def taken(model: Path) -> int:
     """Resident bytes of this process: what is its own, and what it has mapped of the model's file."""
     process = psutil.Process()
@@ -79,7 +95,10 @@ def main() -> None:
     before = taken(options.model)
     server = start(options)
     with ThreadPoolExecutor(options.slots) as slots:
-        list(slots.map(lambda slot: fill(server.listening_address, slot, options.context), range(options.slots)))
+        if options.embeddings:
+            list(slots.map(lambda _: embed(server.listening_address, options.context), range(options.slots)))
+        else:
+            list(slots.map(lambda slot: fill(server.listening_address, slot, options.context), range(options.slots)))
     print(json.dumps({"resident_bytes": taken(options.model) - before}), flush=True)
     os._exit(0)  # the engine's threads need not be waited for
 

@@ -31,13 +31,16 @@ class LlmManager(_Base):  # type: ignore[misc]
         self.refusal: DomainError | None = None
         self._llm = Watchable(llm_pb2.Llm(state=llm_pb2.SERVER_STATE_STOPPED))
 
-    def set(self, state: str, *, at: Address | None = None, generation: int = 1, error: str = "") -> None:
+    def set(
+        self, state: str, *, at: Address | None = None, generation: int = 1, error: str = "", offloaded: bool = False
+    ) -> None:
         """The engine is now in a state, such as RUNNING; where it has a process, it listens `at` an address."""
         llm = llm_pb2.Llm(
             state=llm_pb2.ServerState.Value(f"SERVER_STATE_{state}"),
             model_id="tiny",
             generation=generation,
             last_error=error,
+            offloaded=offloaded,
         )
         if at is not None:
             llm.host, llm.port = at.host, at.port

@@ -11,8 +11,8 @@ import pytest
 
 from conftest import DemoModels
 from genaid_client import (
-    BackendError,
     Engine,
+    FileSystemError,
     Generation,
     GenerationSpec,
     GenerationState,
@@ -197,8 +197,8 @@ async def test_a_model_that_vanished_or_rots_on_disk(worker: Worker) -> None:
     path.unlink()
     gone = await finish(worker, (await worker.images.create_generation(TINY)).id)
     assert gone.error is not None
-    assert "not found" in gone.error.message
-    with pytest.raises(BackendError):
+    assert (gone.error.code, path.name in gone.error.message) == ("FILE_SYSTEM_ERROR", True)
+    with pytest.raises(FileSystemError):
         await worker.images.start_engine(model.id)
     path.write_bytes(content)
     await assert_draws(worker)

@@ -92,15 +92,13 @@ async def test_fewer_slots_are_taken_where_more_do_not_fit(tmp_path: Path, demo_
         assert error.value.facts["suggestion"]
 
 
-async def test_a_running_llm_engine_counts_as_gone_and_another_does_not(
-    tmp_path: Path, demo_models: DemoModels
-) -> None:
+@pytest.mark.parametrize("kind", ["llm", "image"])
+async def test_engines_that_run_count_as_gone(tmp_path: Path, demo_models: DemoModels, kind: str) -> None:
     """This test's own process plays the engine: it holds far more than the budget."""
     async with advisor(tmp_path, "cores-2", demo_models.llm, Budgets(ram=60 * MIB)) as advice:
-        with noted(tmp_path / "data", "llm", "demo", os.getpid()):
+        with noted(tmp_path / "data", kind, "other", os.getpid()):
+            assert not (await advice.check("demo")).possible
             assert (await advice.choose("demo", NOTHING)).fits
-        with noted(tmp_path / "data", "image", "other", os.getpid()), pytest.raises(InsufficientResourcesError):
-            await advice.choose("demo", NOTHING)
 
 
 async def test_ranges_are_checked(tmp_path: Path, demo_models: DemoModels) -> None:

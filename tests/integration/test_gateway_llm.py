@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,12 +275,16 @@ class Scripted:
 
 @asynccontextmanager
 async def scripted(
-    *answers: Callable[[web.Request], Any], state: str = "RUNNING", error: str = "", **settings: Any
+    *answers: Callable[[web.Request], Any],
+    state: str = "RUNNING",
+    error: str = "",
+    offloaded: bool = False,
+    **settings: Any,
 ) -> AsyncIterator[Scripted]:
     script, manager = Script(list(answers or (fine,))), LlmManager()
     async with engine(script) as at, AsyncExitStack() as peers:
         manager_address = await peers.enter_async_context(manager.serve())
-        manager.set(state, at=at, error=error)
+        manager.set(state, at=at, error=error, offloaded=offloaded)
         async with gateway(manager_address, **settings) as http:
             await until(lambda: manager.calls["WatchLlm"] == 1)
             yield Scripted(manager, at, http, script, peers)
@@ -413,10 +417,133 @@ async def test_a_request_that_kills_engines_is_not_tried_for_ever() -> None:
         request = asyncio.create_task(rig.http.post(CHAT, json=HELLO))
         await until(lambda: len(rig.script.requests) == 1)
         rig.manager.set("RUNNING", at=rig.at, generation=2)
+        await until(lambda: len(rig.script.requests) == 2)
+        rig.manager.set("CRASHED", generation=2)
         async with await request as answer:
             assert (answer.status, answer.headers["X-Should-Retry"]) == (500, "false")
             assert (await answer.json())["error"]["code"] == "BACKEND_ERROR"
         assert len(rig.script.requests) == 2
+
+
+# --- an engine that makes room for an image
+
+AWAY = ("RUNNING", "STOPPING", "STOPPED", "CRASHED", "STARTING")
+"""All states of an engine that makes room, has made room, or comes back."""
+
+
+async def held(rig: Scripted) -> asyncio.Task[tuple[int, Any]]:
+    """A request that has come as far as it can."""
+    request = asyncio.create_task(post(rig.http))
+    await until(lambda: running("_handle_request") == 1)
+    return request
+
+
+async def listed(rig: Scripted) -> bool:
+    """Whether the gateway knows that the engine is away: it lists the model by itself then."""
+    async with rig.http.get("/openai/v1/models") as answer:
+        return bool((await answer.json()).get("data"))
+
+
+async def refused(request: Awaitable[tuple[int, Any]]) -> tuple[int, str, str]:
+    """Status, code and message of the answer."""
+    status, document = await request
+    return status, document["error"]["code"], document["error"]["message"]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is not offloaded is given up at once."""
+    for name in ("REPLACED_WITHIN", "RESTARTED_WITHIN", "NOTICED_WITHIN"):
+        monkeypatch.setattr(llm_mirror, name, 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("state", AWAY)
+async def test_a_request_is_held_back_while_the_engine_is_away(state: str) -> None:
+    async with scripted(state=state, offloaded=True) as rig:
+        request = await held(rig)
+        for later in ("STOPPED", "STARTING", "RUNNING"):
+            rig.manager.set(later, at=rig.at, generation=2, offloaded=True)
+        rig.manager.set("RUNNING", at=rig.at, generation=2)
+        assert await request == (200, {"fine": True})
+
+
+async def test_an_engine_that_stays_after_all_is_used_again() -> None:
+    async with scripted(offloaded=True) as rig:
+        request = await held(rig)
+        rig.manager.set("RUNNING", at=rig.at)
+        assert await request == (200, {"fine": True})
+
+
+@pytest.mark.parametrize("state", AWAY)
+async def test_a_wait_for_an_engine_that_is_away_has_an_end(state: str) -> None:
+    async with scripted(state=state, offloaded=True, hold_timeout_seconds=0.05) as rig:
+        async with rig.http.post(CHAT, json=HELLO) as answer:
+            assert answer.status == 503
+            assert int(answer.headers["Retry-After"]) >= 1
+            error = (await answer.json())["error"]
+        assert (error["code"], error["message"]) == (
+            "SERVER_BUSY",
+            "The LLM makes room for an image and comes back by itself. Try again shortly.",
+        )
+        assert rig.script.requests == []
+
+
+async def test_why_an_engine_has_not_come_back_yet() -> None:
+    error = "It does not fit: 3 GiB are missing.\nA log line"
+    async with scripted(state="STOPPED", error=error, offloaded=True, hold_timeout_seconds=0.05) as rig:
+        status, code, message = await refused(post(rig.http))
+    assert (status, code) == (503, "SERVER_BUSY")
+    assert message == (
+        "The LLM makes room for an image and comes back by itself. It could not be loaded again yet: It does not fit: "
+        "3 GiB are missing. Try again shortly."
+    )
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "CRASHED"])
+async def test_nothing_waits_for_an_engine_that_was_given_up(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REPLACED_WITHIN", "RESTARTED_WITHIN"):
+        monkeypatch.setattr(llm_mirror, name, 0.05)
+    async with scripted(state=state, offloaded=True) as rig:
+        request = await held(rig)
+        rig.manager.set(state)
+        status, code, message = await refused(request)
+        assert (status, code) == (503, "SERVER_ERROR")
+        assert "genaid llm start MODEL" in message
+        async with rig.http.get("/openai/v1/models") as answer:
+            assert await answer.json() == {"object": "list", "data": []}
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_the_models_are_known_while_the_engine_is_away() -> None:
+    async with scripted(state="STOPPED", offloaded=True) as rig:
+        async with rig.http.get("/openai/v1/models") as answer:
+            assert answer.status == 200
+            assert answer.headers["Cache-Control"] == "no-store"
+            models = await answer.json()
+        assert [(model["id"], model["object"]) for model in models["data"]] == [("tiny", "model")]
+        async with rig.http.head("/openai/v1/models") as head:
+            assert (head.status, await head.read()) == (200, b"")
+        assert rig.script.requests == []
+
+
+async def test_an_engine_that_makes_room_is_no_engine_that_died() -> None:
+    posts: list[web.Request] = []
+
+    async def leaves_three_times(request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            return web.json_response({})
+        posts.append(request)
+        return await (dies if len(posts) < 4 else fine)(request)
+
+    async with scripted(leaves_three_times) as rig:
+        request = asyncio.create_task(post(rig.http))
+        for generation in (1, 2, 3):
+            await until(lambda number=generation: len(posts) == number)  # type: ignore[misc]
+            rig.manager.set("STOPPED", generation=generation, offloaded=True)
+            await until(lambda: listed(rig))
+            rig.manager.set("RUNNING", at=rig.at, generation=generation + 1)
+        assert await request == (200, {"fine": True})
 
 
 async def test_an_engine_that_runs_and_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

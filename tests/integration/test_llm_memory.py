@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
 from fakes import llama_memory
 from genaid_server.demo.models import write_llm
-from genaid_server.resource.core.fitting.llm_memory import need
+from genaid_server.resource.core.fitting.llm_memory import batch, need
 from genaid_server.resource.core.fitting.llm_shape import shape_of
 from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.shape import Pooling
 from genaid_server.resource.core.gguf import read_header
 
 TOLERANCE = 0.15
@@ -25,12 +27,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_llm(folder / "demo.gguf", context_length=CONTEXT)
     write_llm(folder / "words.gguf", context_length=CONTEXT, vocab=152_000)
     write_llm(folder / "deep.gguf", context_length=CONTEXT, layers=24)
+    for kind in (Pooling.MEAN, Pooling.LAST):
+        write_llm(folder / f"{kind.name}.gguf", context_length=CONTEXT, vocab=32_000, pooling=gguf.PoolingType(kind))
     return folder
 
 
-def measured(model: Path, config: LlmConfig) -> int:
+def measured(model: Path, config: LlmConfig, *more: str) -> int:
     """Bytes of main memory that the engine takes once all contexts are full."""
-    flags = [] if config.flash_attention else ["--no-flash-attention"]
+    flags = [*more] if config.flash_attention else ["--no-flash-attention"]
     sizes = [f"--context={config.context_size}", f"--slots={config.parallel}"]
     run = subprocess.run([sys.executable, PROGRAM, model, *sizes, *flags], capture_output=True, text=True, timeout=110)
     assert run.returncode == 0, run.stderr
@@ -60,3 +64,13 @@ def test_the_estimate_is_what_the_engine_takes(
     assert estimate.exact
     assert estimate.vram.total == 0
     assert estimate.ram.total == pytest.approx(measured(models / file, config), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("pooling", [Pooling.MEAN, Pooling.LAST])
+def test_the_estimate_of_an_embedding_model(models: Path, pooling: Pooling) -> None:
+    file = models / f"{pooling.name}.gguf"
+    shape = shape_of([read_header(file)])
+    assert shape is not None
+    config = LlmConfig(threads=2, gpu_layers=0, context_size=2048)
+    found = measured(file, config, f"--embeddings={batch(pooling, config.context_size)}")
+    assert need(shape, config).ram.total == pytest.approx(found, rel=TOLERANCE)

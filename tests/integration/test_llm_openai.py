@@ -2,18 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import gguf
 import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from conftest import DemoModels
+from fakes.llm_engine import ANYWHERE
 from genaid_client import Llm, LlmConfig, LlmServing
 from genaid_server.demo.models import write_llm
+from genaid_server.gateway import main as gateway
+from genaid_server.kit.config import Config, GatewayConfig
 from llm_service import PATIENCE, LlmService, ask, llm_service
 
+NOWHERE = "127.0.0.1:9"
 KEY = "sesame-opens-no-door-0815"
 SMALL = LlmConfig(threads=1, context_size=512, parallel_requests=2)
 HELLO: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "hello"}]
@@ -30,6 +36,19 @@ async def service(tmp_path: Path, demo_models: DemoModels) -> AsyncIterator[LlmS
 
 def sdk(llm: Llm, key: str = "none") -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{llm.base_url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
+
+
+@asynccontextmanager
+async def gateway_sdk(service: LlmService) -> AsyncIterator[openai.AsyncOpenAI]:
+    """A client of a gateway in front of the service."""
+    config = Config(gateway=GatewayConfig(listen=ANYWHERE))
+    async with (
+        gateway.serve(config, NOWHERE, resource=service.address) as address,
+        openai.AsyncOpenAI(
+            base_url=f"http://{address}/openai/v1", api_key="none", max_retries=0, timeout=PATIENCE
+        ) as client,
+    ):
+        yield client
 
 
 async def test_a_chat_whole_and_streamed(service: LlmService) -> None:
@@ -86,13 +105,38 @@ def _thought(part: object) -> str:
     return getattr(part, "reasoning_content", None) or ""
 
 
-async def test_embeddings_are_refused_as_llama_server_does(service: LlmService) -> None:
-    llm = await service.client.start_llm("llm", config=SMALL)
-    async with sdk(llm) as client:
-        with pytest.raises(openai.APIStatusError) as caught:
-            await client.embeddings.create(model="llm", input="hello")
+@pytest.mark.parametrize("pooling", [gguf.PoolingType.MEAN, gguf.PoolingType.CLS, gguf.PoolingType.LAST])
+async def test_an_embedding_model_makes_vectors_of_texts(tmp_path: Path, pooling: gguf.PoolingType) -> None:
+    embedder = write_llm(tmp_path / "embedder.gguf", pooling=pooling)
+    longest = "a" * 1000  # bytes, which are tokens here: more than are computed together elsewhere
+    async with llm_service(tmp_path / "data", embedder) as service:
+        await service.client.start_llm("embedder", config=LlmConfig(threads=1, context_size=1024, parallel_requests=2))
+        async with gateway_sdk(service) as client:
+            found = await client.embeddings.create(model="embedder", input=["hello", "hello", "world", longest])
+            alone = await client.embeddings.create(model="embedder", input="world", encoding_format="float")
+            with pytest.raises(openai.APIStatusError, match=r"too large|context"):
+                await client.embeddings.create(model="embedder", input=longest * 2)
+    first, again, other, _ = vectors = [each.embedding for each in found.data]
+    assert {len(vector) for vector in vectors} == {64}
+    assert sum(value * value for value in first) == pytest.approx(1, rel=1e-3)
+    assert first == pytest.approx(again, abs=1e-3)
+    assert other == pytest.approx(alone.data[0].embedding, abs=1e-3)
+    if pooling is not gguf.PoolingType.CLS:  # the first token of all texts is the same, and sees no other here
+        assert first != pytest.approx(other, abs=1e-2)
+
+
+@pytest.mark.parametrize("pooling", [None, gguf.PoolingType.NONE, gguf.PoolingType.RANK])
+async def test_embeddings_of_other_models_are_refused_as_llama_server_does(
+    tmp_path: Path, pooling: gguf.PoolingType | None
+) -> None:
+    chat = write_llm(tmp_path / "chat.gguf", pooling=pooling)
+    async with llm_service(tmp_path / "data", chat) as service:
+        await service.client.start_llm("chat", config=SMALL)
+        async with gateway_sdk(service) as client:
+            with pytest.raises(openai.APIStatusError) as caught:
+                await client.embeddings.create(model="chat", input="hello")
     assert caught.value.status_code == 501
-    assert "embeddings" in str(caught.value)
+    assert "--embeddings" in str(caught.value)
 
 
 async def test_what_the_engine_refuses_is_an_error_of_the_sdk(service: LlmService) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -467,6 +468,15 @@ async def test_ctrl_c_stops_an_answer_in_the_middle(address: str, engine: ChatEn
     assert await asyncio.to_thread(engine.left.wait, PATIENCE)
 
 
+def read_until(terminal: int, done: Callable[[bytes], bool]) -> bytes:
+    """What a terminal shows until that is enough."""
+    seen = b""
+    while not done(seen):
+        assert select.select([terminal], [], [], PATIENCE)[0], seen
+        seen += os.read(terminal, 65536)
+    return seen
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudoterminals")
 async def test_a_conversation_on_a_terminal_outlives_ctrl_c_and_errors(address: str, engine: ChatEngine) -> None:
     engine.answers += [HOLD, refused(400, b'{"error": {"message": "no"}}'), said("t", "wo")]
@@ -483,13 +493,12 @@ async def test_a_conversation_on_a_terminal_outlives_ctrl_c_and_errors(address: 
             assert b"no [INVALID_REQUEST]" in await asyncio.to_thread(chat.stderr.readline)
             os.write(ours, b"3?\n")
             assert b"2 tokens" in await asyncio.to_thread(chat.stderr.readline)
+            # Until it asks again, Ctrl-D means nothing: the terminal is not yet set to read lines.
+            await asyncio.to_thread(read_until, ours, lambda seen: b"> " in seen.partition(b"two\r\n")[2])
             os.write(ours, b"\x04")
             assert await asyncio.to_thread(chat.wait, PATIENCE) == 0
-            shown = os.read(ours, 65536)
     finally:
         os.close(ours)
         os.close(theirs)
-    assert b"> " in shown
-    assert b"two\r\n" in shown
     assert [request["messages"][-1]["content"] for request in engine.requests] == ["1?", "2?", "3?"]
     assert len(engine.requests[-1]["messages"]) == 1

@@ -398,7 +398,7 @@ async def test_what_loads_is_waited_for(script: Script, address: str) -> None:
     ("last", "words"),
     [
         ([llm_pb2.Llm(state=llm_pb2.SERVER_STATE_CRASHED, last_error="It was killed.")], "It was killed."),
-        ([STOPPED], "stopped while it loaded"),
+        ([STOPPED], "stopped meanwhile"),
         ([], "service ended"),
     ],
 )

@@ -1,16 +1,19 @@
 """What of the OpenAI dialect needs no engine: how long an engine is waited for, and the shape of errors."""
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from genaid_client import Health, Llm, ServerState
 from genaid_server.gateway.errors import ApiError, invalid
-from genaid_server.gateway.llm_mirror import REPLACED_WITHIN, RESTARTED_WITHIN, will_serve
+from genaid_server.gateway.llm_mirror import REPLACED_WITHIN, RESTARTED_WITHIN, View, will_serve
 from genaid_server.gateway.openai import is_openai
 
 
-def llm(state: ServerState) -> Llm:
+def llm(state: ServerState, *, offloaded: bool = False) -> Llm:
     return Llm(
         state=state,
         health=Health.UNKNOWN,
@@ -30,6 +33,7 @@ def llm(state: ServerState) -> Llm:
         variant="cpu",
         generation=1,
         reasons={},
+        offloaded=offloaded,
     )
 
 
@@ -46,6 +50,30 @@ def test_an_engine_that_ended_is_given_a_moment(state: ServerState, seconds: flo
     assert will_serve(llm(state), 0)
     assert will_serve(llm(state), seconds - 0.01)
     assert not will_serve(llm(state), seconds)
+
+
+@pytest.mark.parametrize("state", ServerState)
+def test_an_engine_that_makes_room_comes_back_by_itself(state: ServerState) -> None:
+    assert will_serve(llm(state, offloaded=True), 1e9)
+
+
+@pytest.mark.parametrize(
+    ("change", "since"),
+    [
+        ({}, 10.0),
+        ({"health": Health.ERROR}, 10.0),
+        ({"load_percentage": 50.0}, 10.0),
+        ({"state": ServerState.STARTING}, 20.0),
+        ({"offloaded": False}, 20.0),
+        ({"generation": 2}, 20.0),
+        ({"start_time": datetime(2030, 1, 1, tzinfo=UTC)}, 20.0),
+    ],
+    ids=["nothing", "health", "progress", "state", "given up", "another life", "another manager"],
+)
+def test_from_when_on_an_engine_is_judged(change: dict[str, Any], since: float) -> None:
+    away = llm(ServerState.STOPPED, offloaded=True)
+    changed = replace(away, **change)
+    assert View(away, 10.0).then(changed, 20.0) == View(changed, since)
 
 
 @pytest.mark.parametrize(

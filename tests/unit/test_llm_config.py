@@ -7,7 +7,7 @@ import pytest
 
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes
-from genaid_server.resource.core.fitting.shape import CacheType
+from genaid_server.resource.core.fitting.shape import CacheType, Pooling
 from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest, Serving, check_serving, own_argv
 
 KEY = "open-sesame"
@@ -99,6 +99,7 @@ def test_the_arguments_of_a_program() -> None:
         (replace(CONFIG, serving=Serving(memory_map=False)), ["--no-mmap"]),
         (replace(CONFIG, serving=Serving(memory_lock=True)), ["--mlock"]),
         (replace(CONFIG, serving=Serving(host="::1")), ["--host", "::1"]),
+        (replace(CONFIG, pooling=Pooling.MEAN), ["--embeddings", "--batch-size", "4096", "--ubatch-size", "4096"]),
     ],
 )
 def test_each_setting_is_an_argument(config: EngineConfig, added: list[str]) -> None:
@@ -106,6 +107,24 @@ def test_each_setting_is_an_argument(config: EngineConfig, added: list[str]) -> 
     pairs = [argv[start : start + len(added)] for start in range(len(argv))]
     assert pairs.count(added) == 1
     assert added not in [own_argv(CONFIG, 1)[start : start + len(added)] for start in range(len(argv))]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "context", "batch"),
+    [
+        (None, 32_768, 512),
+        (Pooling.LAST, 32_768, 512),
+        (Pooling.MEAN, 256, 512),
+        (Pooling.MEAN, 2048, 2048),
+        (Pooling.CLS, 8192, 8192),
+        (Pooling.CLS, 32_768, 8192),
+    ],
+)
+def test_a_text_is_computed_at_once_where_its_vector_needs_that(
+    pooling: Pooling | None, context: int, batch: int
+) -> None:
+    config = replace(CONFIG, pooling=pooling, llm=replace(CONFIG.llm, context_size=context))
+    assert (config.embeddings, config.batch) == (pooling is not None, batch)
 
 
 def test_the_variant_is_the_users_own_or_the_built_in_one() -> None:

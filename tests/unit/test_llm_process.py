@@ -14,6 +14,7 @@ from genaid_server.kit.engine_process import MAX_REASON
 from genaid_server.kit.errors import PortInUseError, ServerError
 from genaid_server.kit.logbook import Logbook
 from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.shape import Pooling
 from genaid_server.resource.core.llm.config import EngineConfig, Serving
 from genaid_server.resource.core.llm.process import (
     LlmProcess,
@@ -114,6 +115,17 @@ async def test_it_is_told_what_to_load(config: EngineConfig, logbook: Logbook) -
         told = (await anext(logbook.watch(1)))[0].message
     assert json.loads(told) == load_command(config)
     assert config.slot_save_path.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("pooling", "told"), [(None, (False, 512)), (Pooling.CLS, (True, 1024)), (Pooling.LAST, (True, 512))]
+)
+def test_only_an_embedding_model_is_told_to_embed(
+    config: EngineConfig, pooling: Pooling | None, told: tuple[bool, int]
+) -> None:
+    longer = replace(config, pooling=pooling, llm=replace(config.llm, context_size=1024))
+    command = load_command(longer)
+    assert (command["embeddings"], command["batch"]) == told
 
 
 @pytest.mark.parametrize(

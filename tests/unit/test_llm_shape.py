@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from genaid_server.resource.core.fitting.llm_memory import need
 from genaid_server.resource.core.fitting.llm_shape import MAX_LAYERS, shape_of
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.fitting.shape import Layer, LlmShape
+from genaid_server.resource.core.fitting.shape import Layer, LlmShape, Pooling
 from genaid_server.resource.core.gguf import ArrayField, GgufHeader, TensorInfo, ValueType, parse_header
 from unit.gguf_files import MemorySource, array, diffusion_model, language_model, model, pair
 
@@ -113,6 +113,26 @@ def test_a_llama() -> None:
     )
     assert found.weights == llama_3_8b().tensor_bytes
     assert found.expert_weights == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "pooling"),
+    [
+        ({}, None),
+        ({"pooling_type": 0}, None),
+        ({"pooling_type": 1}, Pooling.MEAN),
+        ({"pooling_type": 2}, Pooling.CLS),
+        ({"pooling_type": 3}, Pooling.LAST),
+        ({"pooling_type": 4}, None),
+        ({"pooling_type": -1}, None),
+        ({"pooling_type": 2**63}, None),
+        ({"pooling_type": True}, None),
+        ({"pooling_type": "mean"}, None),
+        ({"pooling_type": numbers([1])}, None),
+    ],
+)
+def test_which_models_make_vectors_of_texts(said: dict[str, Any], pooling: Pooling | None) -> None:
+    assert shape("bert", said).pooling is pooling
 
 
 QWEN3_MOE = {

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from genaid_server.kit.engine_notes import noted
+from genaid_server.kit.process_memory import private_bytes
 from genaid_server.resource.core.system.facts import Gpu, GpuMemory, Vendor
 from genaid_server.resource.core.system.machine import Machine
 from genaid_server.resource.core.system.probing import Detection, FoundGpu, Probes, candidates
@@ -304,6 +305,7 @@ async def test_two_gpus_with_memory_by_process(recorded: Recorded) -> None:
             async with recorded.survey() as survey:
                 memory = await survey.memory()
             parts = [psutil.Process(pid).memory_info().rss for pid in (parent, child)]
+            own = [private_bytes(psutil.Process(pid)) for pid in (parent, child)]
     assert [(gpu.gpu_id, gpu.total, gpu.free) for gpu in memory.gpus] == [
         ("0000:01:00.0", 12 * GIB, 4 * GIB),
         ("0000:02:00.0", 12 * GIB, 11 * GIB),
@@ -311,6 +313,7 @@ async def test_two_gpus_with_memory_by_process(recorded: Recorded) -> None:
     image, llm = memory.engines
     assert (llm.kind, llm.model_id, llm.pid, llm.vram) == ("llm", "some-model", parent, 6 * GIB)
     assert llm.resident > max(parts)
+    assert max(own) < llm.private <= llm.resident
     assert (image.kind, image.model_id, image.pid) == ("image", "sd", os.getpid())
     assert memory.notes == ()
     assert memory.time > 0
@@ -321,7 +324,7 @@ async def test_an_engine_whose_gpu_memory_nobody_tells(recorded: Recorded) -> No
         async with recorded.survey() as survey:
             (engine,) = (await survey.memory()).engines
     assert engine.vram is None
-    assert engine.resident > 0
+    assert 0 < engine.private <= engine.resident
 
 
 async def test_memory_is_never_cached_and_hardware_is(recorded: Recorded) -> None:

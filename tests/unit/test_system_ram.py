@@ -27,23 +27,28 @@ def machine(root: Path, files: Files, platform: str = "linux") -> Machine:
     return Machine(platform, "x86_64", root, lambda: (8, 16), lambda: 16, lambda: (TOTAL, AVAILABLE))
 
 
-def v2(path: str, limit: int | str, used: int = 0, cache: int = 0) -> Files:
-    """A group of version 2."""
+def v2(path: str, limit: int | str, used: int = 0, cache: int = 0, active: int = 0) -> Files:
+    """A group of version 2; `cache` is what it has of files that are not in use, `active` of those that are."""
     group = f"sys/fs/cgroup{path}"
     return {
         f"{group}/memory.max": f"{limit}\n",
         f"{group}/memory.current": f"{used}\n",
-        f"{group}/memory.stat": f"anon 1\nfile {cache + 5}\ninactive_file {cache}\nactive_file 5\n",
+        f"{group}/memory.stat": (
+            f"anon 1\nfile {cache + active}\ninactive_file {cache}\nactive_file {active}\nunevictable 7\n"
+        ),
     }
 
 
-def v1(path: str, limit: int, used: int = 0, cache: int = 0) -> Files:
+def v1(path: str, limit: int, used: int = 0, cache: int = 0, active: int = 0) -> Files:
     """A group of version 1; its own cache is less than that of the groups below it."""
     group = f"sys/fs/cgroup/memory{path}"
     return {
         f"{group}/memory.limit_in_bytes": f"{limit}\n",
         f"{group}/memory.usage_in_bytes": f"{used}\n",
-        f"{group}/memory.stat": f"inactive_file {cache // 2}\ntotal_inactive_file {cache}\n",
+        f"{group}/memory.stat": (
+            f"inactive_file {cache // 2}\nactive_file {active // 2}\n"
+            f"total_inactive_file {cache}\ntotal_active_file {active}\n"
+        ),
     }
 
 
@@ -60,6 +65,7 @@ CASES: dict[str, tuple[Files, Ram]] = {
     "no limit": (at("/a") | v2("/a", "max", GIB), WHOLE),
     "a limit": (at("/") | v2("", 4 * GIB, 3 * GIB), Ram(4 * GIB, GIB, 4 * GIB)),
     "cache is given back": (at("/") | v2("", 4 * GIB, 3 * GIB, 2 * GIB), Ram(4 * GIB, 3 * GIB, 4 * GIB)),
+    "so are mapped files": (at("/") | v2("", 4 * GIB, 3 * GIB, GIB // 2, 2 * GIB), Ram(4 * GIB, 7 * GIB // 2, 4 * GIB)),
     "the machine has less": (at("/") | v2("", 14 * GIB, GIB), Ram(14 * GIB, AVAILABLE, 14 * GIB)),
     "a limit above the machine's memory": (at("/") | v2("", TOTAL + 1, 3 * GIB), WHOLE),
     "all is used up": (at("/") | v2("", 2 * GIB, 2 * GIB + 4096), Ram(2 * GIB, 0, 2 * GIB)),
@@ -83,6 +89,7 @@ CASES: dict[str, tuple[Files, Ram]] = {
     ),
     "usage isn't told": (at("/") | {"sys/fs/cgroup/memory.max": f"{GIB}\n"}, Ram(GIB, GIB, GIB)),
     "version 1": (at_v1("/a") | v1("/a", 4 * GIB, 3 * GIB, GIB), Ram(4 * GIB, 2 * GIB, 4 * GIB)),
+    "version 1, mapped files": (at_v1("/a") | v1("/a", 4 * GIB, 3 * GIB, GIB, GIB), Ram(4 * GIB, 3 * GIB, 4 * GIB)),
     "version 1, no limit": (at_v1("/a") | v1("/a", NO_LIMIT, GIB), WHOLE),
     "version 1, nested": (
         at_v1("/a/b") | v1("", NO_LIMIT) | v1("/a", 2 * GIB, GIB) | v1("/a/b", NO_LIMIT, GIB),

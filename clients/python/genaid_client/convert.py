@@ -1,6 +1,7 @@
 """Where messages of the contract become results and arguments become messages; no calls here.
 
-Those about the machine are in `convert_system`, those about the LLM engine in `convert_llm`.
+Those about the machine are in `convert_system`, those about the LLM engine in `convert_llm`, those about shared memory
+in `convert_orchestration`.
 """
 
 import dataclasses

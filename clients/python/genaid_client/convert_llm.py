@@ -43,6 +43,11 @@ def serving_to_pb(serving: LlmServing) -> llm_pb2.LlmServing:
     )
 
 
+def serving_from_pb(message: llm_pb2.LlmServing) -> LlmServing:
+    """How the LLM engine serves."""
+    return mirror(LlmServing, message)
+
+
 def llm_from_pb(message: llm_pb2.Llm) -> Llm:
     """The LLM engine."""
     return mirror(
@@ -53,7 +58,7 @@ def llm_from_pb(message: llm_pb2.Llm) -> Llm:
         load_seconds=to_seconds(message.load_duration) if message.HasField("load_duration") else None,
         last_event=EVENTS.from_pb(message.last_event),
         config=llm_config_from_pb(message.config) if message.HasField("config") else None,
-        serving=mirror(LlmServing, message.serving) if message.HasField("serving") else None,
+        serving=serving_from_pb(message.serving) if message.HasField("serving") else None,
         reasons=dict(message.reasons),
     )
 

@@ -59,7 +59,7 @@ def _fits(kind: Callable[..., Message], name: str, value: object) -> bool:
     return True
 
 
-def mirror[Result: "DataclassInstance"](kind: type[Result], message: Message, **converted: Any) -> Result:
+def mirror[Result: "DataclassInstance"](kind: type[Result], message: Message, /, **converted: Any) -> Result:
     """A dataclass out of the message's fields of the same names, but for those that are given converted."""
     names = [field.name for field in dataclasses.fields(kind) if field.name not in converted]
     return kind(**{name: _value(message, name) for name in names}, **converted)

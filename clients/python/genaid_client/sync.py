@@ -9,12 +9,13 @@ import grpc
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.image.v1.engine_pb2_grpc import EngineServiceStub
 from genaid.image.v1.generation_pb2_grpc import GenerationServiceStub
-from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, system_pb2
+from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, orchestration_pb2, system_pb2
 from genaid.resource.v1.downloads_pb2_grpc import DownloadServiceStub
 from genaid.resource.v1.llm_pb2_grpc import LlmServiceStub
 from genaid.resource.v1.models_pb2_grpc import ModelServiceStub
+from genaid.resource.v1.orchestration_pb2_grpc import OrchestrationServiceStub
 from genaid.resource.v1.system_pb2_grpc import SystemServiceStub
-from genaid_client import convert, convert_llm, convert_system
+from genaid_client import convert, convert_llm, convert_orchestration, convert_system
 from genaid_client.channel import OPTIONS, typed_errors
 from genaid_client.messages import request
 from genaid_client.types import (
@@ -33,6 +34,7 @@ from genaid_client.types import (
     VerifyProgress,
 )
 from genaid_client.types_llm import Llm, LlmServing
+from genaid_client.types_orchestration import ImageNeed, ImagePlan, Lease, LeaseList, OffloadedLlm
 from genaid_client.types_system import LlmConfig, LlmRecommendation, MemorySnapshot, ModelCheck, SystemCapabilities
 
 
@@ -95,7 +97,7 @@ class _Client:
 
 
 class ResourceClient(_Client):
-    """The resource manager: the models that are installed, those on their way, the machine, and the LLM engine."""
+    """The resource manager: models that are installed or on their way, the machine, its memory, and the LLM engine."""
 
     def __init__(self, address: str, *, timeout: float = 10.0, channel: grpc.Channel | None = None) -> None:
         super().__init__(address, timeout=timeout, channel=channel)
@@ -103,6 +105,7 @@ class ResourceClient(_Client):
         self._downloads = DownloadServiceStub(self._channel)
         self._system = SystemServiceStub(self._channel)
         self._llm = LlmServiceStub(self._channel)
+        self._orchestration = OrchestrationServiceStub(self._channel)
 
     def list_models(self, type: ModelType | None = None) -> list[Model]:  # noqa: A002 - as in the contract
         """All installed models of a type, or of every type, ordered by id."""
@@ -312,6 +315,58 @@ class ResourceClient(_Client):
     def clear_llm_logs(self) -> None:
         """Forget the LLM engine's log, in memory and on disk. Sequence numbers go on. Raises FileSystemError."""
         self._call(self._llm.ClearLogs, llm_pb2.ClearLogsRequest())
+
+    def plan_image_generation(self, need: ImageNeed = ImageNeed()) -> ImagePlan:  # noqa: B008 - frozen
+        """What making an image would take: whether the LLM would have to be offloaded for it, and why.
+
+        Nothing is changed. That it can't be made is no error: see `possible`. Raises ModelNotFoundError, also where no
+        model is named and there is none or more than one; InvalidRequestError and FileSystemError.
+        """
+        message = convert_orchestration.plan_request(need)
+        return convert_orchestration.plan_from_pb(self._call(self._orchestration.PlanImageGeneration, message))
+
+    def get_offloaded_llm(self) -> OffloadedLlm | None:
+        """The LLM that was offloaded and is to come back, or None."""
+        message = orchestration_pb2.GetOffloadedLlmRequest()
+        return convert_orchestration.offloaded_from_pb(self._call(self._orchestration.GetOffloadedLlm, message))
+
+    def forget_offloaded_llm(self, timeout: float = 60) -> bool:
+        """Give up on the LLM that was offloaded: it stays stopped. Returns whether there was one."""
+        message = orchestration_pb2.ForgetOffloadedLlmRequest()
+        return self._call(self._orchestration.ForgetOffloadedLlm, message, timeout).forgotten
+
+    def hold_lease(self, tenant_id: str, need: ImageNeed, *, resident: bool = False) -> Generator[Lease, None, None]:
+        """Ask for the memory of an image engine, and hold it: the lease as it is now, then after each change.
+
+        To leave the iterator is to give the memory back; do so once the engine's process is gone. `tenant_id` is the
+        same for all leases of one engine: a second one asks for another size, and takes the place of the first once it
+        is granted. The iterator of the first ends then. `resident` says that the engine is in memory already, and that
+        its lease broke off.
+        Raises, when it is iterated, InsufficientResourcesError where it can't fit, ServerError where the server stops,
+        and what `plan_image_generation` raises.
+        """
+        message = convert_orchestration.hold_request(tenant_id, need, resident)
+        return self._stream(self._orchestration.HoldLease, message, convert_orchestration.held_lease)
+
+    def report_lease_use(self, lease_id: str, *, width: int = 0, height: int = 0, peak_ram_bytes: int = 0) -> None:
+        """Tell that a piece of work on a lease has ended, and what it took at most.
+
+        `width` and `height` are those of the images in pixels, 0 where none were made; `peak_ram_bytes` is 0 where it
+        is not known. Raises NotFoundError for a lease that is over, and InvalidRequestError.
+        """
+        message = request(
+            orchestration_pb2.ReportLeaseUseRequest,
+            lease_id=lease_id,
+            width=width,
+            height=height,
+            peak_ram_bytes=peak_ram_bytes,
+        )
+        self._call(self._orchestration.ReportLeaseUse, message)
+
+    def list_leases(self) -> LeaseList:
+        """All leases, the oldest first, and what there is to share."""
+        pages = self._pages(self._orchestration.ListLeases, orchestration_pb2.ListLeasesRequest())
+        return convert_orchestration.leases_from_pb(pages)
 
 
 class ImageClient(_Client):

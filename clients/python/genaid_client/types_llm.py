@@ -17,6 +17,8 @@ class LlmEvent(StrEnum):
     STOPPED = "stopped"
     CRASHED = "crashed"
     RESTARTING = "restarting"
+    OFFLOADED = "offloaded"
+    RELOAD_FAILED = "reload_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,9 @@ class Llm:
     first load; `config` and `serving` are None and `model_id` is empty before the first start. `load_percentage` is 0
     to 100. `last_event` is None where nothing has happened yet, or what is not known to this client. `generation`
     counts the lives of the process. `reasons` say why each setting that was left open is what it is, by its name in
-    LlmConfig. `separates_reasoning` says whether answers carry it as `reasoning_content`.
+    LlmConfig. `separates_reasoning` says whether answers carry it as `reasoning_content`. While it is `offloaded` it
+    makes, or has made, room for another engine and comes back by itself: requests are better kept back until then, even
+    where it runs.
     """
 
     state: ServerState
@@ -64,6 +68,7 @@ class Llm:
     variant: str
     generation: int
     reasons: Mapping[str, str]
+    offloaded: bool
 
     @property
     def base_url(self) -> str | None:

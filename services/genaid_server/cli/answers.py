@@ -112,9 +112,9 @@ class Page:
 
     def _write(self, text: str, *, dim: bool) -> None:
         shown = escaped(text)
+        self._column = 0 if shown.endswith("\n") else 1  # before it is seen: what follows may be cut off by Ctrl-C
         if dim:
             self._console.print(Text(shown, style="dim"), end="", soft_wrap=True)
         else:
             sys.stdout.write(shown)
         sys.stdout.flush()
-        self._column = 0 if shown.endswith("\n") else 1

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from genaid_client import GenaidError, InvalidRequestError, Llm, ServerError
+from genaid_client import ConnectionFailedError, GenaidError, InvalidRequestError, Llm, ServerBusyError, ServerError
 from genaid_server.cli import options
 from genaid_server.cli.answers import Answer, Page
 from genaid_server.cli.command import Command
 from genaid_server.cli.completions import Endpoint, stream_answer
 from genaid_server.cli.connect import find_server
-from genaid_server.cli.llm_loading import load, log_below, read_api_key, ready_llm
+from genaid_server.cli.llm_loading import load, log_below, read_api_key, ready_llm, wait_until_back
 from genaid_server.cli.output import INTERRUPTED, print_json, printable, say
 
 app = typer.Typer(rich_markup_mode=None)
@@ -25,18 +25,32 @@ EXIT: Final = "/exit"
 
 @dataclass
 class Conversation:
-    """What has been said, and how to go on: `settings` are fields of each request."""
+    """What has been said, and how to go on: `settings` are fields of each request.
+
+    `wait` waits for an engine that was offloaded, and tells where it is then; None where that is not why it is silent.
+    """
 
     endpoint: Endpoint
     settings: dict[str, Any]
     messages: list[dict[str, str]] = field(default_factory=list)
+    wait: Callable[[], Endpoint | None] = lambda: None
 
     def ask(self, text: str, show: Callable[..., None]) -> Answer:
         """Say something, and hear the answer, which `show` gets part by part.
 
         Both are kept; where the answer breaks off, as much as there is, and without any of it neither. Raises what
-        `stream_answer` raises, and KeyboardInterrupt.
+        `stream_answer` and `wait` raise, and KeyboardInterrupt.
         """
+        try:
+            return self._ask(text, show)
+        except (ConnectionFailedError, ServerBusyError):
+            endpoint = self.wait()
+            if endpoint is None:
+                raise
+        self.endpoint = endpoint
+        return self._ask(text, show)
+
+    def _ask(self, text: str, show: Callable[..., None]) -> Answer:
         answer = Answer()
         question = {"role": "user", "content": text}
         request = {**self.settings, "messages": [*self.messages, question]}
@@ -97,8 +111,14 @@ def chat(
     text = None if prompt is None else _read_prompt(prompt)
     key = read_api_key(api_key_file)
     server = find_server(data_dir, resource=resource)
+    tell = _tell_nobody if as_json else say
     with log_below(as_json=as_json):
-        llm = load(server.resource, lambda client: ready_llm(client, model, key))
+        llm = load(server.resource, lambda client: ready_llm(client, model, key, tell))
+
+    def wait() -> Endpoint | None:
+        back = wait_until_back(server.resource, tell)
+        return None if back is None else _endpoint(back, key)
+
     conversation = Conversation(
         _endpoint(llm, key),
         settings={
@@ -107,6 +127,7 @@ def chat(
             if value is not None
         },
         messages=[{"role": "system", "content": system}] if system else [],
+        wait=wait,
     )
     if text is None:
         converse(conversation, llm.model_id, Page(reasoning=reasoning))
@@ -128,6 +149,10 @@ def _read_prompt(argument: str) -> str:
     if not argument.strip():
         raise InvalidRequestError("The prompt is empty; say what to ask.")
     return argument
+
+
+def _tell_nobody(_: str) -> None:
+    """Programs read an error on stderr, and nothing else."""
 
 
 def _endpoint(llm: Llm, key: str) -> Endpoint:

@@ -15,7 +15,7 @@ from genaid_client import (
     LogEntry,
     ResourceClient,
 )
-from genaid_server.cli import options
+from genaid_server.cli import lease_view, options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import Server, find_server
 from genaid_server.cli.llm_view import as_object, status_rows
@@ -126,7 +126,7 @@ def status(
 ) -> None:
     """Show what runs.
 
-    That is: where the services listen, what the engines do, and the images that are being made.
+    That is: where the services listen, what the engines do, how they share memory, and the images that are being made.
     """
     server = find_server(data_dir, image=image, resource=resource)
     with ImageClient(server.image) as client:
@@ -137,12 +137,14 @@ def status(
         ]
     with ResourceClient(server.resource) as manager:
         llm = manager.get_llm()
+        leases, offloaded = manager.list_leases(), manager.get_offloaded_llm()
     if as_json:
-        print_json({"server": server, "engine": now, "llm": as_object(llm), "generations": unfinished})
+        told = {"server": server, "engine": now, "llm": as_object(llm), "generations": unfinished, "leases": leases}
+        print_json({**told, "offloaded": lease_view.offloaded_as_object(offloaded)})
         return
     _print_server(server)
     _print_engine(now, as_json=False)
-    for label, value in status_rows(llm):
+    for label, value in [*status_rows(llm), *lease_view.status_rows(leases, offloaded)]:
         if value not in (None, ""):
             _print_row(label, printable(str(value)))
     for generation in unfinished:
@@ -176,6 +178,8 @@ def _print_engine(now: Engine, *, as_json: bool) -> None:
         return
     doing = ", busy" if now.busy else "" if now.accepting else ", refuses images until it is started"
     loaded = f" ({now.load_percentage:.0f}% loaded)" if now.state == "starting" else ""
+    if now.state == "stopped" and now.accepting and now.model_id:
+        loaded = ", the next image loads it"
     rows: dict[str, object] = {
         "engine": f"{now.state}{loaded}{doing}",
         "model": now.model_id or "none selected yet",

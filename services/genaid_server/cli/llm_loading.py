@@ -14,6 +14,7 @@ from genaid_client import (
     GenaidError,
     InvalidRequestError,
     Llm,
+    LlmEvent,
     LlmServing,
     Model,
     ModelNotFoundError,
@@ -24,13 +25,16 @@ from genaid_client import (
     ServerState,
 )
 from genaid_server.cli.connect import API_KEY
+from genaid_server.cli.llm_view import last_error, state_in_words
 from genaid_server.cli.output import INTERRUPTED, printable, say
 from genaid_server.cli.progress import ShowWork, work_bar
 
 MAX_KEY_FILE: Final = 4096  # bytes; a key has at most 256 characters
 LOADING: Final = "loading the model"
+OFFLOADED: Final = "The LLM makes room for another engine, and comes back by itself; waiting for it. Ctrl-C gives up."
 
 type Act = Callable[[AsyncResourceClient], Awaitable[Llm]]
+type Tell = Callable[[str], None]
 
 
 def read_api_key(file: Path | None) -> str:
@@ -94,19 +98,20 @@ def _say_what_goes_on(address: str) -> None:
             "  stop it:            genaid llm stop"
         )
     else:
-        say(f"Interrupted; the LLM engine is {now.state}.")
+        say(f"Interrupted; the LLM engine is {state_in_words(now)}.")
 
 
-async def ready_llm(client: AsyncResourceClient, model: str | None, api_key: str) -> Llm:
-    """The engine once it answers: the one that runs, loads or has crashed, or one that is started with a model.
+async def ready_llm(client: AsyncResourceClient, model: str | None, api_key: str, tell: Tell = say) -> Llm:
+    """The engine once it answers: the one that runs, loads, comes back or has crashed, or one that is started.
 
-    That is `model`, or the only language model that is installed. Raises ServerBusyError where another one runs;
-    ModelNotFoundError and InvalidRequestError where it is not clear which to start; else what `start_llm` raises.
+    That is done with `model`, or the only language model that is installed. `tell` gets what takes longer, in words.
+    Raises ServerBusyError where another one runs; ModelNotFoundError and InvalidRequestError where it is not clear
+    which to start; else what `start_llm` raises.
     """
     now = await client.get_llm()
-    if now.state is ServerState.STARTING:
+    if now.offloaded or now.state is ServerState.STARTING:
         _check_model(now, model)
-        now = await _settled(client)
+        now = await _settled(client, tell)
     if now.state is ServerState.RUNNING:
         _check_model(now, model)
         return now
@@ -114,6 +119,20 @@ async def ready_llm(client: AsyncResourceClient, model: str | None, api_key: str
         return await client.restart_llm()  # with the options that it had, which are somebody's choice
     chosen = model or only_language_model(await client.list_models(ModelType.LLM))
     return await client.start_llm(chosen, serving=LlmServing(api_key=api_key) if api_key else None)
+
+
+def wait_until_back(address: str, tell: Tell) -> Llm | None:
+    """The LLM once it is back, asked of the resource manager at `address`; None where it was not offloaded.
+
+    Raises ServerError where it was given up on meanwhile.
+    """
+    return asyncio.run(_back(address, tell))
+
+
+async def _back(address: str, tell: Tell) -> Llm | None:
+    async with AsyncResourceClient(address) as client:
+        now = await client.get_llm()
+        return await _settled(client, tell) if now.offloaded else None
 
 
 def only_language_model(models: list[Model]) -> str:
@@ -134,20 +153,31 @@ def only_language_model(models: list[Model]) -> str:
 def _check_model(now: Llm, model: str | None) -> None:
     if model not in (None, now.model_id):
         raise ServerBusyError(
-            f"The LLM engine runs with {now.model_id}. Leave --model out to use that, "
-            f"or replace it first: genaid llm start {model} --replace"
+            f"The LLM engine {'comes back' if now.offloaded else 'runs'} with {now.model_id}. Leave --model out to use "
+            f"that, or replace it first: genaid llm start {model} --replace"
         )
 
 
-async def _settled(client: AsyncResourceClient) -> Llm:
-    """The engine once it does not start any more. Raises ServerError where it did not load."""
+async def _settled(client: AsyncResourceClient, tell: Tell) -> Llm:
+    """The engine once it neither starts nor comes back any more. Raises ServerError where it did not load."""
+    told = set()
     async with aclosing(client.watch_llm()) as states:
         async for now in states:
-            if now.state is ServerState.RUNNING:
+            if now.offloaded:
+                for words in _why_it_waits(now):
+                    if words not in told:
+                        told.add(words)
+                        tell(words)
+            elif now.state is ServerState.RUNNING:
                 return now
-            if now.state is not ServerState.STARTING:
-                raise ServerError(now.last_error or "The LLM engine was stopped while it loaded.")
+            elif now.state is not ServerState.STARTING:
+                raise ServerError(now.last_error or "The LLM engine was stopped meanwhile.")
     raise ServerError("The genaid service ended while the model was loading. Start it again with `genaid up`.")
+
+
+def _why_it_waits(now: Llm) -> list[str]:
+    failed = now.last_event is LlmEvent.RELOAD_FAILED
+    return [OFFLOADED, *([f"It can't be loaded yet: {printable(last_error(now))}"] if failed else [])]
 
 
 @contextmanager

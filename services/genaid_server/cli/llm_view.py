@@ -39,8 +39,9 @@ def status_rows(now: Llm) -> Rows:
 
 
 def state_in_words(now: Llm) -> str:
-    """Where it is in its life, and how far it has loaded."""
-    return f"{now.state} ({now.load_percentage:.0f}% loaded)" if now.state is ServerState.STARTING else str(now.state)
+    """Where it is in its life, how far it has loaded, and whether it makes room for another engine."""
+    loaded = f" ({now.load_percentage:.0f}% loaded)" if now.state is ServerState.STARTING else ""
+    return f"{now.state}{loaded}{', offloaded: it comes back by itself' if now.offloaded else ''}"
 
 
 def last_error(now: Llm) -> str:

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "downloads": ("downloads", "Show, watch and cancel downloads."),
     "models": ("models", "List, show, import, verify and remove models."),
     "system": ("system", "Show the machine, its memory, and what fits into it."),
+    "memory": ("memory", "Show how the engines share memory."),
     "engine": ("engine", "Control the image engine."),
     "llm": ("llm", "Control the LLM engine."),
     "chat": ("chat", "Talk to the LLM."),

@@ -392,12 +392,14 @@ def write_llm(
     context_length: int = 2048,
     layers: int = 2,
     reasoning: bool = False,
+    pooling: gguf.PoolingType | None = None,
 ) -> Path:
     """Write a llama over bytes to `path`, and return that.
 
     A `vocab` above 259 pads the token list with tokens that no text contains: a header as long as a real
-    model's. `reasoning` opens each answer with a thought, whose end `</think>` only a grammar makes sure of. Raises
-    ValueError for a smaller vocabulary, or for a length or a number of layers below 1.
+    model's. `reasoning` opens each answer with a thought, whose end `</think>` only a grammar makes sure of. `pooling`
+    makes it an embedding model. Raises ValueError for a smaller vocabulary, or for a length or a number of layers
+    below 1.
     """
     if vocab < _SMALLEST_VOCAB:
         raise ValueError(f"a vocabulary of bytes has at least {_SMALLEST_VOCAB} tokens, not {vocab}")
@@ -406,6 +408,8 @@ def write_llm(
 
     def describe(file: gguf.GGUFWriter) -> None:
         _describe_llama(file, vocab, layers, context_length, _REASONING_TEMPLATE if reasoning else _TEMPLATE)
+        if pooling is not None:
+            file.add_pooling_type(pooling)
 
     return _write(path, "llama", LLM_NAME, _llama(vocab, layers), describe)
 

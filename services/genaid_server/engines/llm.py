@@ -61,6 +61,9 @@ def parameters(command: dict[str, Any]) -> Any:
         if command["separates_reasoning"]
         else formats.COMMON_REASONING_FORMAT_NONE
     )
+    if command["embeddings"]:
+        params.embedding = True  # pooled as the model's header says
+        params.n_batch = params.n_ubatch = command["batch"]
     params.cors_origins = "localhost"  # the library would let every web page read its answers
     params.cors_origins_explicit = True
     params.ui = False

@@ -1,7 +1,8 @@
 """Where the LLM engine is, and the requests that wait for it.
 
 One watch is followed for as long as the gateway runs, so that a request to an engine that runs costs no call. A request
-to one that doesn't waits as long as the engine is on its way.
+to one that doesn't waits as long as the engine is on its way, and so it does while the engine makes room for an image:
+then it is held back even where the engine runs, because its prompt caches are being saved or restored.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, cast
 
 from genaid_client import AsyncResourceClient, GenaidError, Llm, ServerState
@@ -34,11 +36,15 @@ class NothingRunsError(ApiError):
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
-    """The engine, and since when (time of the event loop) it is in this state of this life."""
+class View:
+    """The engine, and since when (time of the event loop) it is in this state of this life, offloaded or not."""
 
     llm: Llm
     since: float
+
+    def then(self, llm: Llm, now: float) -> "View":
+        """The next view. One that was away is not judged by how long that was, once nobody brings it back."""
+        return View(llm, self.since if _condition(llm) == _condition(self.llm) else now)
 
 
 def will_serve(llm: Llm, seconds: float) -> bool:
@@ -48,6 +54,8 @@ def will_serve(llm: Llm, seconds: float) -> bool:
 
 def _patience(llm: Llm) -> float:
     """Seconds that a state may last until nothing is to be expected of it any more."""
+    if llm.offloaded:
+        return math.inf
     match llm.state:
         case ServerState.STOPPED:
             return REPLACED_WITHIN
@@ -62,7 +70,7 @@ class LlmMirror:
 
     def __init__(self, client: AsyncResourceClient) -> None:
         self._client = client
-        self._views: Watchable[_View | None] = Watchable(None)
+        self._views: Watchable[View | None] = Watchable(None)
         self._ended = False
         self._flights = Flights()
 
@@ -78,6 +86,24 @@ class LlmMirror:
         self._ended = True
         self._views.close()
 
+    async def present(self) -> Llm:
+        """The engine as it is known to be. Raises ApiError (503) where nobody tells."""
+        view = self._views.value
+        return view.llm if view is not None else await self._ask()
+
+    async def made_room(self, lost: Llm) -> bool:
+        """Whether an engine that did not answer to the end has made room for an image, and did not die by itself.
+
+        Waits until its end is known, for NOTICED_WITHIN at most.
+        """
+        deadline = asyncio.get_running_loop().time() + NOTICED_WITHIN
+        view = self._views.value
+        while not self._ended and view is not None and _runs(view.llm) and _same_life(view.llm, lost):
+            if not await self._changed(view, deadline):
+                return False
+            view = self._views.value
+        return view is not None and view.llm.offloaded
+
     async def serving(self, patience: float, failed: Llm | None = None) -> Llm:
         """The engine as soon as it runs, for which a caller waits at most `patience` seconds.
 
@@ -91,17 +117,17 @@ class LlmMirror:
                 raise ApiError(503, SERVER_ERROR, "The gateway is shutting down.", headers=RETRY_AFTER, close=True)
             view = self._views.value
             llm, since = (view.llm, view.since) if view is not None else (await self._ask(), loop.time())
-            running = llm.state is ServerState.RUNNING
+            running = _runs(llm)
             if running and llm.base_url is not None and not _same_life(llm, failed):
                 return llm
-            end = began + NOTICED_WITHIN if running else since + _patience(llm)
+            end = max(began, since) + NOTICED_WITHIN if running else since + _patience(llm)
             if not await self._changed(view, min(end, began + patience)):
                 raise _refusal(llm, hopeless=not will_serve(llm, loop.time() - since))
 
-    async def _changed(self, view: _View | None, deadline: float) -> bool:
+    async def _changed(self, view: View | None, deadline: float) -> bool:
         """Wait until there is another view than this, or none any more; False where that takes too long."""
         try:
-            watch = cast("AsyncGenerator[_View | None, None]", self._views.watch())
+            watch = cast("AsyncGenerator[View | None, None]", self._views.watch())
             async with asyncio.timeout_at(deadline), aclosing(watch) as views:
                 async for now in views:
                     if now is not view:
@@ -118,10 +144,8 @@ class LlmMirror:
             raise from_client(error, "resource manager") from error
 
     def _learn(self, llm: Llm) -> None:
-        known = self._views.value
-        lasts = known is not None and known.llm.state is llm.state and _same_life(llm, known.llm)
-        since = known.since if known is not None and lasts else asyncio.get_running_loop().time()
-        self._views.set(_View(llm, since))
+        known, now = self._views.value, asyncio.get_running_loop().time()
+        self._views.set(View(llm, now) if known is None else known.then(llm, now))
 
     async def _follow(self) -> None:
         delay = FIRST_RETRY
@@ -138,14 +162,31 @@ class LlmMirror:
             delay = min(2 * delay, LAST_RETRY)
 
 
+def _runs(llm: Llm) -> bool:
+    """Whether it takes requests now."""
+    return llm.state is ServerState.RUNNING and not llm.offloaded
+
+
 def _same_life(llm: Llm, other: Llm | None) -> bool:
+    return other is not None and _life(llm) == _life(other)
+
+
+def _life(llm: Llm) -> tuple[int, datetime | None]:
     # Where the manager was started again as well, it counts from the beginning.
-    return other is not None and (llm.generation, llm.start_time) == (other.generation, other.start_time)
+    return llm.generation, llm.start_time
+
+
+def _condition(llm: Llm) -> tuple[object, ...]:
+    return llm.state, llm.offloaded, *_life(llm)
 
 
 def _refusal(llm: Llm, *, hopeless: bool) -> ApiError:
     """What a request gets that has waited in vain."""
     cause = llm.last_error.partition("\n")[0].rstrip(".:")
+    if llm.offloaded:
+        last = f" It could not be loaded again yet: {cause}." if cause else ""
+        message = f"The LLM makes room for an image and comes back by itself.{last} Try again shortly."
+        return ApiError(503, SERVER_BUSY, message, headers=RETRY_AFTER)
     if llm.state is ServerState.RUNNING:
         message = "The LLM engine runs but doesn't answer. Try again, or restart it: genaid llm restart"
         return ApiError(503, SERVER_ERROR, message, headers=RETRY_AFTER)

@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import json
 import logging
+import time
 from typing import Final
 
 import aiohttp
@@ -61,7 +63,10 @@ class LlmRelay:
         return await self._pass_on(request, path, body)
 
     async def models(self, request: web.Request) -> web.StreamResponse:
-        """Answer with the engine's models; none where none runs."""
+        """Answer with the engine's models; none where none runs, and the one that comes back where it has made room."""
+        llm = await self._mirror.present()
+        if llm.offloaded:
+            return web.Response(body=_list_of(llm.model_id), headers=JSON_HEADERS)
         try:
             return await self._pass_on(request, MODELS, None)
         except NothingRunsError:
@@ -85,7 +90,9 @@ class LlmRelay:
                 log.info("the LLM engine can't be reached: %s", error)
             except aiohttp.ClientConnectionError as error:
                 log.warning("the LLM engine was lost before it answered: %s", error)
-                lost += 1
+                began = loop.time()
+                lost += not await self._mirror.made_room(llm)
+                patience -= loop.time() - began
                 if lost == MAX_LOST:
                     raise _deadly() from error
             except aiohttp.ClientError as error:
@@ -123,6 +130,12 @@ async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.St
             "The answer broke off; only the end of the connection can tell its reader"
         ) from error
     return response
+
+
+def _list_of(model_id: str) -> bytes:
+    """What the OpenAI API says of one model; llama-server as well calls it as old as the answer."""
+    model = {"id": model_id, "object": "model", "created": int(time.time()), "owned_by": "llamacpp"}
+    return json.dumps({"object": "list", "data": [model]}).encode()
 
 
 def no_engine() -> ApiError:

@@ -1,6 +1,7 @@
 """The image worker's services: each call converts, asks the core, and converts back."""
 
 from collections.abc import AsyncIterator
+from typing import Final
 
 import grpc.aio
 
@@ -8,10 +9,24 @@ from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generat
 from genaid_server.image import convert
 from genaid_server.image.core.engine import Engine
 from genaid_server.image.core.generations import MAX_REQUEST_ID, Generation, Generations, State
-from genaid_server.kit.errors import BackendError, DomainError, InvalidRequestError, IoError
+from genaid_server.kit.errors import (
+    BackendError,
+    DomainError,
+    FileSystemError,
+    InsufficientResourcesError,
+    InvalidRequestError,
+    IoError,
+    ModelNotFoundError,
+    ServerError,
+)
 from genaid_server.kit.logbook import Logbook, in_portions, lines_asked, newest_within
 from genaid_server.kit.paging import page
 from genaid_server.kit.tasks import to_the_end
+
+_FAILURES: Final[dict[str, type[DomainError]]] = {
+    each.reason: each
+    for each in (FileSystemError, IoError, InsufficientResourcesError, ModelNotFoundError, ServerError)
+}
 
 type Context = grpc.aio.ServicerContext[object, object]
 
@@ -179,8 +194,7 @@ def _weight(generation: Generation) -> int:
 
 
 def _require_complete(generation: Generation) -> None:
-    if generation.failure is not None:
-        kinds: dict[str, type[DomainError]] = {IoError.reason: IoError}
-        raise kinds.get(generation.failure.code, BackendError)(generation.failure.message)
+    if (failure := generation.failure) is not None:
+        raise _FAILURES.get(failure.code, BackendError)(failure.message, **failure.facts)
     if generation.state is State.CANCELLED:
         raise BackendError("The generation was cancelled.")

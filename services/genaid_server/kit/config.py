@@ -98,6 +98,8 @@ class MemoryConfig(Section):
     """Main memory; 0 for all that the machine has."""
     vram_limit_bytes: int = Field(0, ge=0)
     """Memory of all GPUs together; 0 for all that they have."""
+    release_timeout_seconds: float = Field(5.0, ge=0, le=600)
+    """How long the memory of an engine that has left may take to be seen free."""
 
 
 class DownloadsConfig(Section):
@@ -142,6 +144,10 @@ class LlmConfig(Section):
     """How often it is asked for its health."""
     health_failures: int = Field(3, ge=1)
     """How many unanswered questions in a row make an engine that does not compute count as hung."""
+    drain_timeout_seconds: float = Field(30.0, ge=0, le=3600)
+    """How long requests in flight may take to finish when it makes room for another engine."""
+    reload_delay_seconds: float = Field(2.0, ge=0, le=3600)
+    """How long after the last image it comes back: images that follow each other share one absence."""
     engine_command: Strings = ()
     """Argv of the engine program, for tests and runtimes of one's own; empty for the built-in one."""
 

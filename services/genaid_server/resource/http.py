@@ -276,24 +276,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
-
-
-class EngineHealth:
-    """Asks engines on this machine for their health; use it as an async context manager."""
-
-    async def __aenter__(self) -> Self:
-        # No proxy of the environment's: it could not reach this machine's loopback, or would answer in its name.
-        self._session = aiohttp.ClientSession(trust_env=False, connector=aiohttp.TCPConnector(force_close=True))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
-
-    async def __call__(self, host: str, port: int, timeout: float) -> bool:
-        """Whether the engine on a port says within `timeout` seconds that its model is loaded. Never raises."""
-        url = URL.build(scheme="http", host=host, port=port, path="/health")
-        try:
-            async with self._session.get(url, timeout=aiohttp.ClientTimeout(timeout), allow_redirects=False) as answer:
-                return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return False

@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import grpc.aio
 
@@ -14,18 +15,24 @@ from genaid.resource.v1 import (
     llm_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    orchestration_pb2,
+    orchestration_pb2_grpc,
     system_pb2,
     system_pb2_grpc,
 )
 from genaid_server.kit import rpc
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, DownloadsConfig, MemoryConfig
+from genaid_server.kit.config import Config, DownloadsConfig, LlmConfig, MemoryConfig
 from genaid_server.kit.logbook import Logbook
 from genaid_server.kit.supervisor import RestartPolicy
 from genaid_server.resource.core.download import DownloadLimits
 from genaid_server.resource.core.downloads import Downloads
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.capacity import Budgets
+from genaid_server.resource.core.leases.images import ImageNeeds
+from genaid_server.resource.core.leases.leases import Leases
+from genaid_server.resource.core.leases.measuring import SurveyedMemory
+from genaid_server.resource.core.leases.usage import Usage
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
 from genaid_server.resource.core.llm.server import Llm, LlmSettings
 from genaid_server.resource.core.models import ModelStore
@@ -33,17 +40,33 @@ from genaid_server.resource.core.source_header import SourceHeaders
 from genaid_server.resource.core.system.machine import this_machine
 from genaid_server.resource.core.system.survey import Survey
 from genaid_server.resource.core.system.watching import MemoryWatches
-from genaid_server.resource.http import EngineHealth
+from genaid_server.resource.engine_http import EngineHttp
 from genaid_server.resource.remote import open_remote
 from genaid_server.resource.servicers.downloads import DownloadServicer
 from genaid_server.resource.servicers.llm import LlmServicer
 from genaid_server.resource.servicers.models import ModelServicer
+from genaid_server.resource.servicers.orchestration import OrchestrationServicer
 from genaid_server.resource.servicers.system import SystemServicer
+
+SETTLE_SECONDS: Final = 2.5
+"""Within which image workers find a manager that was started again, and tell it of the engines that they have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manager:
+    """A resource manager that runs, where it listens. Once `settle` is called it starts no engine any more: for whoever
+    is about to end the services that hold leases, which would make room for the LLM to come back."""
+
+    address: Address
+    settle: Callable[[], None]
+
+    def __str__(self) -> str:
+        return str(self.address)
 
 
 @asynccontextmanager
-async def serve(config: Config) -> AsyncIterator[Address]:
-    """Run the resource manager until the block ends; yields its address. Raises PortInUseError, FileSystemError."""
+async def serve(config: Config) -> AsyncIterator[Manager]:
+    """Run the resource manager until the block ends. Raises PortInUseError, FileSystemError."""
     store = await ModelStore.open(config.data_dir)
     logbook = Logbook(config.data_dir / "logs" / "llm-engine.log")
     try:
@@ -51,18 +74,23 @@ async def serve(config: Config) -> AsyncIterator[Address]:
             open_remote(config.downloads) as remote,
             Downloads(config.data_dir, store, remote, _limits(config.downloads)) as downloads,
             Survey(this_machine(), config.data_dir) as survey,
-            EngineHealth() as health,
+            EngineHttp() as engines,
+            _leases(config, survey) as leases,
         ):
-            advisor = Advisor(store, survey, _budgets(config.memory))
+            budgets = _budgets(config.memory)
+            advisor = Advisor(store, survey, budgets)
+            usage = Usage(config.data_dir / "memory-usage.json")
+            needs = ImageNeeds(store, survey, budgets, usage, config.image.model)
             watches = MemoryWatches(survey.memory)
             headers = SourceHeaders(remote, config.downloads.stall_seconds)
-            async with Llm(store, advisor, logbook, health, _llm_settings(config)) as llm:
+            async with Llm(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm:
 
                 def end_watches() -> None:
+                    llm.closing()
+                    leases.close()
                     downloads.end_watches()
                     store.end_verifications()
                     watches.end()
-                    llm.info.close()
                     logbook.end_watches()
 
                 services = [
@@ -85,6 +113,12 @@ async def serve(config: Config) -> AsyncIterator[Address]:
                         SystemServicer(advisor, survey, watches),
                     ),
                     _service(
+                        orchestration_pb2,
+                        "OrchestrationService",
+                        orchestration_pb2_grpc.add_OrchestrationServiceServicer_to_server,
+                        OrchestrationServicer(leases, needs, llm),
+                    ),
+                    _service(
                         llm_pb2,
                         "LlmService",
                         llm_pb2_grpc.add_LlmServiceServicer_to_server,
@@ -92,12 +126,26 @@ async def serve(config: Config) -> AsyncIterator[Address]:
                     ),
                 ]
                 async with rpc.serve(config.resource.listen, services, end_watches) as address:
-                    if config.llm.model:
-                        llm.start_later(LlmRequest(config.llm.model, serving=Serving(port=config.llm.port)))
-                    yield address
+                    await _start_configured(llm, config.llm)
+                    yield Manager(address, leases.close)
     finally:
         await store.close()
         logbook.close()
+
+
+async def _start_configured(llm: Llm, settings: LlmConfig) -> None:
+    """Have the configured model loaded, unless it is on its way back already."""
+    if settings.model and (llm.offloaded is None or llm.offloaded.model_id != settings.model):
+        await llm.forget()
+        llm.start_later(LlmRequest(settings.model, serving=Serving(port=settings.port)))
+
+
+def _leases(config: Config, survey: Survey) -> Leases:
+    return Leases(
+        SurveyedMemory(survey, _budgets(config.memory)),
+        reload_delay=config.llm.reload_delay_seconds,
+        release_timeout=config.memory.release_timeout_seconds,
+    )
 
 
 def _service(
@@ -121,6 +169,8 @@ def _llm_settings(config: Config) -> LlmSettings:
         ),
         health_interval=settings.health_interval_seconds,
         health_failures=settings.health_failures,
+        drain_timeout=settings.drain_timeout_seconds,
+        settle_delay=max(settings.reload_delay_seconds, SETTLE_SECONDS),
     )
 
 

@@ -7,10 +7,11 @@ many win as there is room for. A generation's task owns it from its turn until a
 import asyncio
 import hashlib
 import logging
+import math
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -20,8 +21,9 @@ from typing import Final, Self
 
 from genaid_server.image.core.engine import Engine, EngineInfo
 from genaid_server.image.core.process import EngineProcess, ImageEvent, JobEvent, StageEvent
-from genaid_server.image.core.progress import Calibration, Progress, Stage, Tracker
+from genaid_server.image.core.progress import Calibration, Progress, Stage, Timings, Tracker
 from genaid_server.image.core.spec import GenerationSpec
+from genaid_server.image.core.tenancy import Size
 from genaid_server.kit.errors import (
     AlreadyTerminalError,
     BackendError,
@@ -69,10 +71,11 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a generation failed: a stable reason and a message for people."""
+    """Why a generation failed: a stable reason, a message for people, and facts for programs, by their names."""
 
     code: str
     message: str
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -287,16 +290,17 @@ class Generations:
         """The turn of one generation: gets the engine, draws, and settles it; `_turn_over` does what remains."""
         began = time.monotonic()
         try:
-            with self._engine.use():
+            with self._engine.use() as use:
                 config = await self._engine.selected()
                 expected = self._calibration.expect(config.model_id, config.variant, entry.now.spec)
                 tracker = Tracker(entry.now.spec, expected)
                 self._update(entry, state=State.IN_PROGRESS, model_id=config.model_id, progress=tracker.progress())
                 images = await self._draw(entry, tracker)
                 self._complete(entry, images, time.monotonic() - began)
-                self._calibration.learn(config.model_id, config.variant, entry.now.spec, tracker.measured())
+                use.made = _size(entry)
+                self._calibration.learn(config.model_id, config.variant, entry.now.spec, self._measured(tracker))
         except DomainError as error:
-            self._finish(entry, State.ERROR, progress=None, failure=Failure(error.reason, error.message))
+            self._finish(entry, State.ERROR, progress=None, failure=Failure(error.reason, error.message, error.facts))
 
     def _turn_over(self, entry: _Entry, task: asyncio.Task[None]) -> None:
         """Settle what the turn left open and give the engine to the next one.
@@ -323,7 +327,7 @@ class Generations:
     async def _load_and_generate(self, entry: _Entry, tracker: Tracker) -> list[ImageEvent]:
         follower = asyncio.create_task(self._follow_load(entry, tracker), name="generation load follower")
         try:
-            process = await self._engine.ready()
+            process = await self._engine.ready(_size(entry))
         except asyncio.CancelledError:
             await to_the_end(self._engine.abandon_load())
             raise
@@ -363,9 +367,16 @@ class Generations:
     async def _follow_load(self, entry: _Entry, tracker: Tracker) -> None:
         async with self._engine.loading() as lives:
             async for life in lives:
-                if life.state is EngineState.STARTING:
+                if life.state is EngineState.STARTING and life.pid is not None:  # before that it waits for memory
                     tracker.loading(life.loaded, life.to_load)
                     self._update(entry, progress=tracker.progress())
+
+    def _measured(self, tracker: Tracker) -> Timings:
+        """What the stages took. That of loading leaves out the wait for memory, which says nothing of the next time."""
+        measured, load_seconds = tracker.measured(), self._engine.info.value.life.load_seconds
+        if math.isnan(measured.load) or load_seconds is None:
+            return measured
+        return replace(measured, load=load_seconds)
 
     async def _tick(self, entry: _Entry, tracker: Tracker) -> None:
         while True:
@@ -410,3 +421,7 @@ class Generations:
     def _finish(self, entry: _Entry, state: State, **changes: object) -> None:
         self._update(entry, state=state, queue_position=0, expires_at=self._now() + self._limits.result_ttl, **changes)
         entry.snapshot.close()
+
+
+def _size(entry: _Entry) -> Size:
+    return Size(entry.now.spec.width, entry.now.spec.height)

@@ -104,6 +104,11 @@ class EngineProcess:
         """Process id of the child."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether the child has not ended yet."""
+        return self._process.alive
+
     async def ready(self) -> None:
         """Wait until the model is loaded. Raises BackendError where it can't be, or the child dies."""
         end = asyncio.ensure_future(self._process.exited())

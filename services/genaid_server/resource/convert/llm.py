@@ -44,6 +44,7 @@ def llm_to_pb(info: LlmInfo) -> llm_pb2.Llm:
         variant=config.variant if config else "",
         generation=info.generation,
         reasons={FIELDS.get(setting, setting): reason for setting, reason in info.reasons.items()},
+        offloaded=info.offloaded,
     )
 
 

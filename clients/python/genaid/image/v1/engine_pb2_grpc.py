@@ -77,12 +77,14 @@ class EngineServiceServicer:
     """
 
     def StartEngine(self, request, context):
-        """Selects a model and loads it. Returns when the model is loaded.
+        """Selects a model and loads it. Returns when the model is loaded. Where another engine would have to make room for it,
+        it is only selected, and loaded with the first image: an LLM is not offloaded for an image that nobody wants yet.
         A start that is already under way with the same settings is joined; where it already runs with them,
         the answer comes at once.
 
         Errors: MODEL_NOT_FOUND, also for a model that is no diffusion model; INVALID_REQUEST for a setting out of range;
         SERVER_BUSY where the engine runs with other settings and `replace` is not set, or is in the middle of an image;
+        INSUFFICIENT_RESOURCES where it can't fit, with what it needs, what there is and what to do;
         BACKEND_ERROR where the model does not load, with the last lines of the engine's log.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

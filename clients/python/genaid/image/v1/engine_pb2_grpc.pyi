@@ -34,12 +34,14 @@ class EngineServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EngineServiceAsyncStub: ...
     StartEngine: _grpc.UnaryUnaryMultiCallable[_engine_pb2.StartEngineRequest, _engine_pb2.StartEngineResponse]
-    """Selects a model and loads it. Returns when the model is loaded.
+    """Selects a model and loads it. Returns when the model is loaded. Where another engine would have to make room for it,
+    it is only selected, and loaded with the first image: an LLM is not offloaded for an image that nobody wants yet.
     A start that is already under way with the same settings is joined; where it already runs with them,
     the answer comes at once.
 
     Errors: MODEL_NOT_FOUND, also for a model that is no diffusion model; INVALID_REQUEST for a setting out of range;
     SERVER_BUSY where the engine runs with other settings and `replace` is not set, or is in the middle of an image;
+    INSUFFICIENT_RESOURCES where it can't fit, with what it needs, what there is and what to do;
     BACKEND_ERROR where the model does not load, with the last lines of the engine's log.
     """
     StopEngine: _grpc.UnaryUnaryMultiCallable[_engine_pb2.StopEngineRequest, _engine_pb2.StopEngineResponse]
@@ -66,12 +68,14 @@ class EngineServiceAsyncStub(EngineServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartEngine: _aio.UnaryUnaryMultiCallable[_engine_pb2.StartEngineRequest, _engine_pb2.StartEngineResponse]  # type: ignore[assignment]
-    """Selects a model and loads it. Returns when the model is loaded.
+    """Selects a model and loads it. Returns when the model is loaded. Where another engine would have to make room for it,
+    it is only selected, and loaded with the first image: an LLM is not offloaded for an image that nobody wants yet.
     A start that is already under way with the same settings is joined; where it already runs with them,
     the answer comes at once.
 
     Errors: MODEL_NOT_FOUND, also for a model that is no diffusion model; INVALID_REQUEST for a setting out of range;
     SERVER_BUSY where the engine runs with other settings and `replace` is not set, or is in the middle of an image;
+    INSUFFICIENT_RESOURCES where it can't fit, with what it needs, what there is and what to do;
     BACKEND_ERROR where the model does not load, with the last lines of the engine's log.
     """
     StopEngine: _aio.UnaryUnaryMultiCallable[_engine_pb2.StopEngineRequest, _engine_pb2.StopEngineResponse]  # type: ignore[assignment]
@@ -101,12 +105,14 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _engine_pb2.StartEngineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_engine_pb2.StartEngineResponse, _abc.Awaitable[_engine_pb2.StartEngineResponse]]:
-        """Selects a model and loads it. Returns when the model is loaded.
+        """Selects a model and loads it. Returns when the model is loaded. Where another engine would have to make room for it,
+        it is only selected, and loaded with the first image: an LLM is not offloaded for an image that nobody wants yet.
         A start that is already under way with the same settings is joined; where it already runs with them,
         the answer comes at once.
 
         Errors: MODEL_NOT_FOUND, also for a model that is no diffusion model; INVALID_REQUEST for a setting out of range;
         SERVER_BUSY where the engine runs with other settings and `replace` is not set, or is in the middle of an image;
+        INSUFFICIENT_RESOURCES where it can't fit, with what it needs, what there is and what to do;
         BACKEND_ERROR where the model does not load, with the last lines of the engine's log.
         """
 

@@ -155,7 +155,8 @@ class GenerationServiceServicer:
         """Makes images in one call: streams the generation as it changes, and at the end its images in chunks.
         The generation is cancelled if the caller goes away, and forgotten when the stream ends.
 
-        Errors: those of CreateGeneration; BACKEND_ERROR and IO_ERROR where the generation failed.
+        Errors: those of CreateGeneration; where the generation failed, the reason that it failed for: BACKEND_ERROR,
+        IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

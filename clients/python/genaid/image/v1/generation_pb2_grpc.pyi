@@ -77,7 +77,8 @@ class GenerationServiceStub:
     """Makes images in one call: streams the generation as it changes, and at the end its images in chunks.
     The generation is cancelled if the caller goes away, and forgotten when the stream ends.
 
-    Errors: those of CreateGeneration; BACKEND_ERROR and IO_ERROR where the generation failed.
+    Errors: those of CreateGeneration; where the generation failed, the reason that it failed for: BACKEND_ERROR,
+    IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR.
     """
 
 @_typing.type_check_only
@@ -129,7 +130,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """Makes images in one call: streams the generation as it changes, and at the end its images in chunks.
     The generation is cancelled if the caller goes away, and forgotten when the stream ends.
 
-    Errors: those of CreateGeneration; BACKEND_ERROR and IO_ERROR where the generation failed.
+    Errors: those of CreateGeneration; where the generation failed, the reason that it failed for: BACKEND_ERROR,
+    IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR.
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -226,7 +228,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes images in one call: streams the generation as it changes, and at the end its images in chunks.
         The generation is cancelled if the caller goes away, and forgotten when the stream ends.
 
-        Errors: those of CreateGeneration; BACKEND_ERROR and IO_ERROR where the generation failed.
+        Errors: those of CreateGeneration; where the generation failed, the reason that it failed for: BACKEND_ERROR,
+        IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR.
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -108,6 +108,10 @@ class _LlmEventEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LlmEvent.Val
     """Its process ended by itself, or was killed because it hung."""
     LLM_EVENT_RESTARTING: _LlmEvent.ValueType  # 5
     """It comes back after a crash."""
+    LLM_EVENT_OFFLOADED: _LlmEvent.ValueType  # 6
+    """It was stopped to make room for another engine, and comes back by itself."""
+    LLM_EVENT_RELOAD_FAILED: _LlmEvent.ValueType  # 7
+    """It was to come back after that, and could not be loaded; it is tried again."""
 
 class LlmEvent(_LlmEvent, metaclass=_LlmEventEnumTypeWrapper):
     """What happened to an engine."""
@@ -124,6 +128,10 @@ LLM_EVENT_CRASHED: LlmEvent.ValueType  # 4
 """Its process ended by itself, or was killed because it hung."""
 LLM_EVENT_RESTARTING: LlmEvent.ValueType  # 5
 """It comes back after a crash."""
+LLM_EVENT_OFFLOADED: LlmEvent.ValueType  # 6
+"""It was stopped to make room for another engine, and comes back by itself."""
+LLM_EVENT_RELOAD_FAILED: LlmEvent.ValueType  # 7
+"""It was to come back after that, and could not be loaded; it is tried again."""
 Global___LlmEvent: _TypeAlias = LlmEvent  # noqa: Y015
 
 class _LogLevel:
@@ -251,6 +259,7 @@ class Llm(_message.Message):
     VARIANT_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
+    OFFLOADED_FIELD_NUMBER: _builtins.int
     state: Global___ServerState.ValueType
     """Where it is in its life."""
     health: Global___Health.ValueType
@@ -277,6 +286,10 @@ class Llm(_message.Message):
     """The variant of the runtime that computes, such as `cpu`, or `own` for the user's own program."""
     generation: _builtins.int
     """Counts the lives of the process: answers that belong to an earlier one can be told by it."""
+    offloaded: _builtins.bool
+    """Whether it makes, or has made, room for another engine and comes back by itself: see GetOffloadedLlm. While this is
+    set, requests to it are better kept back, even where it runs: its prompt caches are being saved or restored.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When its process was started; absent without a process."""
@@ -318,10 +331,11 @@ class Llm(_message.Message):
         variant: _builtins.str = ...,
         generation: _builtins.int = ...,
         reasons: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        offloaded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "_port", b"_port", "config", b"config", "load_duration", b"load_duration", "pid", b"pid", "port", b"port", "serving", b"serving", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "_port", b"_port", "config", b"config", "generation", b"generation", "health", b"health", "host", b"host", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_id", b"model_id", "pid", b"pid", "port", b"port", "reasons", b"reasons", "restarts", b"restarts", "separates_reasoning", b"separates_reasoning", "serving", b"serving", "start_time", b"start_time", "state", b"state", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "_port", b"_port", "config", b"config", "generation", b"generation", "health", b"health", "host", b"host", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_id", b"model_id", "offloaded", b"offloaded", "pid", b"pid", "port", b"port", "reasons", b"reasons", "restarts", b"restarts", "separates_reasoning", b"separates_reasoning", "serving", b"serving", "start_time", b"start_time", "state", b"state", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
     _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015

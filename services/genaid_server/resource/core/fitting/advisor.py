@@ -8,12 +8,15 @@ from genaid_server.kit.errors import InsufficientResourcesError, InvalidRequestE
 from genaid_server.resource.core.fitting import advice, capacity, check, recommend
 from genaid_server.resource.core.fitting.advice import Advice
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
+from genaid_server.resource.core.fitting.footprint import Need
 from genaid_server.resource.core.fitting.plan import Fit, LlmWishes, Recommendation
+from genaid_server.resource.core.fitting.shape import Pooling
 from genaid_server.resource.core.fitting.shapes import Shapes
 from genaid_server.resource.core.fitting.wishes import check_wishes
+from genaid_server.resource.core.leases.plan import Amount
 from genaid_server.resource.core.model import Model, ModelType
 from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.system.facts import Hardware, Memory
+from genaid_server.resource.core.system.facts import Hardware, Memory, Ram
 from genaid_server.resource.core.system.survey import Survey
 
 SMALLEST_EDGE: Final = 64  # pixels
@@ -95,14 +98,14 @@ class Advisor:
         """How to start a language model: as recommended, with the documented defaults where the caller is silent.
 
         Those are a context of 4096 tokens, or what the model was trained for, and 4 slots, or fewer where more would
-        cost layers on the GPU. The memory of a running LLM engine counts as free. `engine_gpus` tells how many GPUs the
-        engine can use, None for all; it is asked only where there is one. Raises what `recommend` raises, and
-        InsufficientResourcesError where it does not fit.
+        cost layers on the GPU. The memory of running engines counts as free: they leave where they have to.
+        `engine_gpus` tells how many GPUs the engine can use, None for all; it is asked only where there is one. Raises
+        what `recommend` raises, and InsufficientResourcesError where it does not fit.
         """
         model = self._language_model(model_id)
         shape = await self._shapes.llm(model)
         check_wishes(wishes, shape)
-        hardware, room, whole = await self._rooms("llm")
+        hardware, room, whole = await self._rooms(empty=True)
         unusable = bool(room.vram and engine_gpus and not await engine_gpus())
         if unusable:
             room, whole = Capacity(room.ram), Capacity(whole.ram)
@@ -114,6 +117,15 @@ class Advisor:
                 raise _insufficient(fit)
             given = replace(given, config=fit.config, need=fit.need, fits=True)
         return replace(given, reasons={**given.reasons, "gpu_layers": _NO_GPU_SUPPORT}) if unusable else given
+
+    async def pooling(self, model_id: str) -> Pooling | None:
+        """How a language model makes vectors of texts, None where it is no embedding model.
+
+        Raises ModelNotFoundError, InvalidRequestError for a diffusion model, FileSystemError where its file can't be
+        read.
+        """
+        shape = await self._shapes.llm(self._language_model(model_id))
+        return shape.pooling if shape else None
 
     def _language_model(self, model_id: str) -> Model:
         model = self._store.get(model_id)
@@ -154,10 +166,18 @@ class Advisor:
             total=None if of_total else whole,
         )
 
-    async def _rooms(self, without: str = "") -> tuple[Hardware, Capacity, Capacity]:
-        """What is free, and all that there is; `without` is a kind of engine that would leave, and leave its memory."""
-        hardware = await self._survey.hardware()
-        memory = _without(await self._survey.memory(), without)
+    async def amount(self, need: Need) -> Amount:
+        """What a lease for a need is for: where the GPU has no memory of its own, all of it is main memory."""
+        hardware = await self._survey.lasting()
+        unified = capacity.total(hardware, Ram(0, 0), self.budgets).unified
+        return Amount(need.total) if unified else Amount(need.ram.total, need.vram.total)
+
+    async def _rooms(self, *, empty: bool = False) -> tuple[Hardware, Capacity, Capacity]:
+        """What is free, and all that there is; `empty` is as if no engine of ours ran."""
+        hardware = await (self._survey.lasting() if empty else self._survey.hardware())
+        memory = await self._survey.memory()
+        if empty:
+            memory = _emptied(memory)
         free = capacity.available(hardware, memory, self.budgets)
         return hardware, free, capacity.total(hardware, memory.ram, self.budgets)
 
@@ -202,23 +222,16 @@ def _with_slots(given: Recommendation, at: Callable[[int], Recommendation]) -> R
     return given
 
 
-def _without(memory: Memory, kind: str) -> Memory:
-    """Memory as it would be without the engines of a kind."""
-    leaving = [engine for engine in memory.engines if engine.kind == kind]
-    if not leaving:
-        return memory
-    ram = replace(
-        memory.ram,
-        available=min(memory.ram.total, memory.ram.available + sum(engine.resident for engine in leaving)),
-    )
-    pids = {engine.pid for engine in leaving}
+def _emptied(memory: Memory) -> Memory:
+    """Memory as it would be without our engines. Pages of files that they map are available all the time."""
+    freed = sum(engine.private for engine in memory.engines)
+    ram = replace(memory.ram, available=min(memory.ram.total, memory.ram.available + freed))
+    pids = {engine.pid for engine in memory.engines}
     gpus = tuple(
         gpu if gpu.free is None else replace(gpu, free=gpu.free + sum(gpu.processes.get(pid, 0) for pid in pids))
         for gpu in memory.gpus
     )
-    return replace(
-        memory, ram=ram, gpus=gpus, engines=tuple(engine for engine in memory.engines if engine.kind != kind)
-    )
+    return replace(memory, ram=ram, gpus=gpus, engines=())
 
 
 def _cores(hardware: Hardware) -> int:

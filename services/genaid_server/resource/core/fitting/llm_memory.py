@@ -15,10 +15,12 @@ from typing import Final
 
 from genaid_server.resource.core.fitting.footprint import Footprint, Need
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.fitting.shape import CacheType, CacheWidth, LlmShape
+from genaid_server.resource.core.fitting.shape import CacheType, CacheWidth, LlmShape, Pooling
 
 BATCH: Final = 512
 """Tokens of a prompt that are computed together: llama.cpp's ubatch."""
+LARGEST_BATCH: Final = 8192
+"""Tokens of a text that an embedding model has to see at once; for more the memory would be that of a larger model."""
 PADDING: Final = 256
 """The KV cache of a slot has a multiple of so many cells."""
 GPU_OVERHEAD: Final = 512 * 2**20
@@ -37,12 +39,20 @@ _PROCESS_TOKEN: Final = 180  # what the server remembers of each token of all co
 _PROCESS_VOCAB: Final = 215  # the text, score and lookup of a token
 _PROCESS_CANDIDATE: Final = 16  # a token of the vocabulary among the candidates that a slot samples from
 _BATCHES_AT_ONCE: Final = 4  # where several GPUs have all layers, and work on a batch each
+_ENCODERS: Final = ("bert", "embedding", "t5")  # in the names of architectures that have no logits of their own
 _FLOAT: Final = 4
 _HALF: Final = 2
 _ALIGNED: Final = 2**16  # the small tensors of a graph, each on a boundary of its own
 
 # Blocks of so many elements take so many bytes.
 _CACHE_BLOCKS: Final = MappingProxyType({CacheType.F16: (1, 2), CacheType.Q8_0: (32, 34), CacheType.Q4_0: (32, 18)})
+
+
+def batch(pooling: Pooling | None, context_size: int) -> int:
+    """How many tokens of a text are computed at once. One whose last token has seen all others comes in parts."""
+    if pooling in (None, Pooling.LAST):
+        return BATCH
+    return min(max(context_size, BATCH), LARGEST_BATCH)
 
 
 def need(shape: LlmShape, config: LlmConfig, *, gpus: int = 1) -> Need:
@@ -118,16 +128,16 @@ def _padded(tokens: int) -> int:
     return -(-tokens // PADDING) * PADDING
 
 
-def _cells(config: LlmConfig, window: int) -> int:
+def _cells(shape: LlmShape, config: LlmConfig, window: int) -> int:
     """Cells of the KV cache of one slot. A window moves on only after a batch has been computed."""
     cells = _padded(config.context_size)
-    return min(cells, _padded(window + BATCH)) if window else cells
+    return min(cells, _padded(window + _batch(shape, config))) if window else cells
 
 
 def _cache(shape: LlmShape, config: LlmConfig, last: int) -> int:
     """The KV cache and recurrent state of the last layers, for all slots."""
     sums = shape.last_layers[last]
-    one = sum(_cells(config, cache.window) * _token(shape, config, cache) for cache in sums.caches)
+    one = sum(_cells(shape, config, cache.window) * _token(shape, config, cache) for cache in sums.caches)
     return config.parallel * (one + sums.state)
 
 
@@ -155,17 +165,17 @@ def _windows(shape: LlmShape) -> Iterable[int]:
 def _mask(shape: LlmShape, config: LlmConfig) -> int:
     """The attention masks: which token of a batch may see which cells."""
     size = _HALF if config.flash_attention else _FLOAT
-    return sum(BATCH * _cells(config, window) * size for window in _windows(shape))
+    return sum(_batch(shape, config) * _cells(shape, config, window) * size for window in _windows(shape))
 
 
 def _inputs(shape: LlmShape, config: LlmConfig) -> int:
     """What main memory holds where GPUs do all the computing: the masks and embeddings of a batch."""
-    return _mask(shape, config) + BATCH * shape.embedding_width * _FLOAT
+    return _mask(shape, config) + _batch(shape, config) * shape.embedding_width * _FLOAT
 
 
 def _compute(shape: LlmShape, config: LlmConfig, *, on_cpu: bool) -> int:
-    """The buffer that intermediate results share, for one batch. Logits are those of one token of each slot."""
-    width = shape.embedding_width
+    """The buffer that intermediate results share, for one batch, and what comes of it."""
+    tokens, width = _batch(shape, config), shape.embedding_width
     feed_forward = 4 * shape.feed_forward_width + width
     if shape.experts_used:
         feed_forward = 3 * shape.feed_forward_width + (shape.experts_used + 2) * width
@@ -173,14 +183,27 @@ def _compute(shape: LlmShape, config: LlmConfig, *, on_cpu: bool) -> int:
     if not config.flash_attention:
         attention = 4 * (shape.query_width + width)
         scores = _scores(shape, config)
-    activations = max(BATCH * feed_forward * _FLOAT, BATCH * attention * _FLOAT + scores)
-    logits = config.parallel * shape.vocab_size * _FLOAT
+    activations = max(tokens * feed_forward * _FLOAT, tokens * attention * _FLOAT + scores)
+    logits = _outputs(shape, config) * shape.vocab_size * _FLOAT
     # A processor multiplies in the type of the weights, and converts the other side beforehand.
-    converted = max(BATCH * max(shape.feed_forward_width, shape.query_width, width) * _HALF, scores // 2)
+    converted = max(tokens * max(shape.feed_forward_width, shape.query_width, width) * _HALF, scores // 2)
     return _mask(shape, config) + activations + logits + _ALIGNED + (converted if on_cpu else 0)
+
+
+def _batch(shape: LlmShape, config: LlmConfig) -> int:
+    return batch(shape.pooling, config.context_size)
+
+
+def _outputs(shape: LlmShape, config: LlmConfig) -> int:
+    """For how many tokens there are logits: one of each slot. The library has room for those of all tokens of a text
+    that becomes a vector, and computes them as well where the model could chat."""
+    if shape.pooling is None:
+        return config.parallel
+    encoder = any(name in shape.architecture for name in _ENCODERS)
+    return (1 if encoder else 2) * _batch(shape, config)
 
 
 def _scores(shape: LlmShape, config: LlmConfig) -> int:
     """What all heads think of all cells, for one batch: exists only without flash attention."""
-    cells = max((_cells(config, window) for window in _windows(shape)), default=0)
-    return BATCH * cells * shape.head_count * _FLOAT
+    cells = max((_cells(shape, config, window) for window in _windows(shape)), default=0)
+    return _batch(shape, config) * cells * shape.head_count * _FLOAT

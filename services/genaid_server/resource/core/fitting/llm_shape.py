@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from genaid_server.resource.core.fitting.shape import Layer, LlmShape
+from genaid_server.resource.core.fitting.shape import Layer, LlmShape, Pooling
 from genaid_server.resource.core.gguf import ArrayField, GgufHeader, TensorInfo, ValueType
 from genaid_server.resource.core.metadata import GgufMetadata, arch_field, metadata
 
@@ -75,8 +75,14 @@ def shape_of(headers: Sequence[GgufHeader]) -> LlmShape | None:
         context_length=model.context_length,
         experts_used=model.experts_used,
         tied_weights=tensors.tied,
+        pooling=_pooling(header),
     )
     return shape if _believable(shape) else None
+
+
+def _pooling(header: GgufHeader) -> Pooling | None:
+    kind = _number(header, "pooling_type", max(Pooling))
+    return Pooling(kind) if kind else None
 
 
 def _believable(shape: LlmShape) -> bool:

@@ -1,7 +1,7 @@
 """What of a model decides how much memory it takes, told from its header. Sizes are bytes."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import cached_property
 from itertools import accumulate
 
@@ -12,6 +12,15 @@ class CacheType(StrEnum):
     F16 = "f16"
     Q8_0 = "q8_0"
     Q4_0 = "q4_0"
+
+
+class Pooling(IntEnum):
+    """How an embedding model makes one vector of a text's tokens: the numbers are the header's. Those for none, and for
+    a rank instead of a vector, are left out."""
+
+    MEAN = 1
+    CLS = 2
+    LAST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,7 @@ class LlmShape:
     gets a copy of it. Widths are elements for one token: `feed_forward_width` that of all experts that a token visits,
     or what a recurrent layer has in its place; `query_width` that of all heads together. `context_length` is what the
     model was trained for, in tokens, `experts_used` how many experts a token visits, 0 where the model is no mixture.
+    `pooling` is how it makes vectors of texts, None where it is no embedding model.
     """
 
     architecture: str
@@ -83,6 +93,7 @@ class LlmShape:
     context_length: int
     experts_used: int = 0
     tied_weights: int = 0
+    pooling: Pooling | None = None
 
     @property
     def weights(self) -> int:

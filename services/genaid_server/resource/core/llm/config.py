@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.resource.core.fitting.llm_memory import batch
 from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes
+from genaid_server.resource.core.fitting.shape import Pooling
+from genaid_server.resource.core.leases.plan import Amount
 
 MAX_KEY: Final = 256
 DEFAULT_PORT: Final = 8080
@@ -35,7 +38,7 @@ class LlmRequest:
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What a life of the engine needs to know. `model_path` is the first file; `program` the user's own llama-server,
-    empty for the built-in one."""
+    empty for the built-in one; `amount` is what it is estimated to take; `pooling` is that of an embedding model."""
 
     model_id: str
     model_path: Path
@@ -45,6 +48,23 @@ class EngineConfig:
     separates_reasoning: bool
     slot_save_path: Path
     program: str = ""
+    amount: Amount = field(default=Amount(), compare=False)
+    pooling: Pooling | None = None
+
+    @property
+    def embeddings(self) -> bool:
+        """Whether it makes vectors of texts, which would make a chat slower: every token then has a result."""
+        return self.pooling is not None
+
+    @property
+    def batch(self) -> int:
+        """How many tokens of a text it computes at once."""
+        return batch(self.pooling, self.llm.context_size)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """How much of the model's files it maps into memory: with layers on GPUs nobody tells."""
+        return self.size_bytes if self.serving.memory_map and not self.llm.gpu_layers else 0
 
     @property
     def variant(self) -> str:
@@ -84,6 +104,8 @@ def own_argv(config: EngineConfig, port: int) -> list[str]:
         *("--cache-ram", "0", "--slot-save-path", str(config.slot_save_path), "--no-webui", "--jinja"),
         *("--reasoning-format", "deepseek" if config.separates_reasoning else "none"),
     ]
+    if config.embeddings:
+        argv += ["--embeddings", "--batch-size", str(config.batch), "--ubatch-size", str(config.batch)]
     if llm.experts_on_cpu:
         argv.append("--cpu-moe")
     if not serving.memory_map:

@@ -196,7 +196,7 @@ async def llm_process(
     `command` is the argv of another program that speaks the protocol of the built-in one.
     """
     engine = LlmProcess(config, report, logbook, health)
-    config.slot_save_path.mkdir(parents=True, exist_ok=True)
+    config.slot_save_path.mkdir(mode=0o700, parents=True, exist_ok=True)  # conversations are saved there
     if config.program:
         engine.port = config.serving.port or free_port(config.serving.host)
         argv = [*OWN, *own_argv(config, engine.port)]
@@ -234,6 +234,8 @@ def load_command(config: EngineConfig) -> dict[str, Any]:
         "slot_save_path": f"{config.slot_save_path}{os.sep}",  # the library puts names right behind it
         "api_key": serving.api_key,
         "separates_reasoning": config.separates_reasoning,
+        "embeddings": config.embeddings,
+        "batch": config.batch,
     }
 
 

@@ -11,29 +11,55 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from genaid_server.kit.address import Address, require_free
-from genaid_server.kit.engine_notes import noted
-from genaid_server.kit.errors import DomainError, ModelNotFoundError, ServerBusyError, ServerError
+from genaid_server.kit.engine_notes import noted, running
+from genaid_server.kit.errors import (
+    DomainError,
+    FileSystemError,
+    ModelNotFoundError,
+    PortInUseError,
+    ServerBusyError,
+    ServerError,
+)
 from genaid_server.kit.logbook import Level, Logbook
 from genaid_server.kit.model_lock import held, lock_of
+from genaid_server.kit.process_memory import peak_private_bytes
 from genaid_server.kit.supervisor import Report, RestartPolicy, Snapshot, State, Supervisor
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.fitting.advisor import Advisor
+from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.leases.lease import LLM_TENANT, LeaseRequest
+from genaid_server.resource.core.leases.leases import Leases
+from genaid_server.resource.core.leases.plan import Amount, Kind
+from genaid_server.resource.core.leases.usage import Usage, llm_key
 from genaid_server.resource.core.llm.config import (
     EngineConfig,
     LlmRequest,
+    Serving,
     check_serving,
 )
 from genaid_server.resource.core.llm.devices import engine_gpus
-from genaid_server.resource.core.llm.process import BUILT_IN, Health, LlmProcess, llm_process
+from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
+from genaid_server.resource.core.llm.offloading import Offloading, OffloadSettings
+from genaid_server.resource.core.llm.process import BUILT_IN, LlmProcess, llm_process
+from genaid_server.resource.core.llm.saved import SavedFile, SavedLlm
+from genaid_server.resource.core.llm.slots import Endpoint, SlotsApi
 from genaid_server.resource.core.llm.watchdog import Watchdog
 from genaid_server.resource.core.model import Model, ModelType
 from genaid_server.resource.core.models import ModelStore
 
 NAME: Final = "LLM engine"
+SLOTS: Final = "slots"  # the folder of saved prompt caches
+
+
+class EngineApi(SlotsApi, Protocol):
+    """What a running engine can be asked."""
+
+    async def healthy(self, host: str, port: int, timeout: float) -> bool:
+        """Whether it says within `timeout` seconds that its model is loaded. Never raises."""
 
 
 class HealthState(Enum):
@@ -50,7 +76,8 @@ class LlmInfo:
     """The engine as callers see it.
 
     `generation` counts the lives of the process. `reasons` say why each setting that the caller left open is what it
-    is. `port` is None without a process, and 0 as long as a free one is not yet known.
+    is. `port` is None without a process, and 0 as long as a free one is not yet known. `offloaded` says that it makes
+    room for another engine, or has, and comes back by itself.
     """
 
     life: Snapshot[EngineConfig]
@@ -58,6 +85,7 @@ class LlmInfo:
     port: int | None = None
     generation: int = 0
     reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    offloaded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +98,8 @@ class LlmSettings:
     policy: RestartPolicy = field(default_factory=lambda: RestartPolicy(automatic=True))
     health_interval: float = 10.0
     health_failures: int = 3
+    drain_timeout: float = 30.0
+    settle_delay: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,40 +112,70 @@ class _Decision:
 
 
 class Llm:
-    """The LLM engine; use it as an async context manager, which ends the child."""
+    """The LLM engine; use it as an async context manager, which ends the child.
+
+    What ran when an earlier process was killed is brought back.
+    """
 
     def __init__(
-        self, store: ModelStore, advisor: Advisor, logbook: Logbook, health: Health, settings: LlmSettings
+        self,
+        store: ModelStore,
+        advisor: Advisor,
+        logbook: Logbook,
+        api: EngineApi,
+        leases: Leases,
+        usage: Usage,
+        settings: LlmSettings,
     ) -> None:
-        self._store, self._advisor, self._logbook, self._health = store, advisor, logbook, health
-        self._settings = settings
+        self._store, self._advisor, self._logbook, self._api = store, advisor, logbook, api
+        self._leases, self._usage, self._settings = leases, usage, settings
         self._deciding = asyncio.Lock()
         self._decision: _Decision | None = None
         self._asking: set[asyncio.Task[LlmProcess]] = set()
         self._generation = 0
+        self._stops = 0
         self._process: LlmProcess | None = None
         self._follower: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._failure = ""
         self._gpus: int | None = None
+        self._last_port = 0
         self._supervisor: Supervisor[EngineConfig, LlmProcess] = Supervisor(NAME, self._launch, settings.policy)
         self._watchdog = Watchdog(settings.health_interval, settings.health_failures, logbook, self._publish)
+        self._saved_file = SavedFile(settings.data_dir)
+        self._offloading = Offloading(
+            self,
+            leases,
+            api,
+            self._saved_file,
+            logbook,
+            OffloadSettings(settings.drain_timeout, self._settle_delay(), settings.data_dir / SLOTS),
+            self._publish,
+        )
         self.info: Watchable[LlmInfo] = Watchable(LlmInfo(self._supervisor.snapshot.value))
 
     async def __aenter__(self) -> Self:
         await self._supervisor.__aenter__()
         self._follower = asyncio.create_task(self._follow(), name=f"{NAME} follower")
+        self._recover()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._offloading.close()
         await self._supervisor.close()
         if self._asking:
             await asyncio.wait(self._asking)
+        await self._offloading.give_up()  # a service that ends in order leaves nothing to come back
         for task in (self._starting, self._follower):
             if task is not None:
                 await task
+        self.info.close()
+
+    def closing(self) -> None:
+        """End every watch: the service is about to stop."""
+        self._offloading.closing()
         self.info.close()
 
     async def start(self, request: LlmRequest, *, replace_running: bool = False) -> LlmInfo:
@@ -136,15 +196,21 @@ class Llm:
         """Decide what runs and ask the supervisor for it; the task ends when it answers."""
         async with self._deciding:
             decision, up = self._decision, self._up
-            if not (up and decision is not None and decision.request == request):
+            if up and decision is not None and decision.request == request:
+                await self._offloading.hurry()
+            else:
                 if up and not replace_running:
                     raise ServerBusyError(
                         f"The LLM engine already runs with {self._running_model} or other options; stop it first, or "
                         "have it replaced (genaid llm start --replace)."
                     )
                 decision = await self._decide(model, request)
-                await self._clear_the_way(decision.config)
-                self._decision = decision  # only now: where the way isn't clear, the old one still runs
+                (await self._leases.plan(self._lease_request(decision.config))).require_possible()
+                self._require_port(decision.config)
+                # Only now: where the way isn't clear, the old one still runs, or comes back.
+                await self._offloading.give_up()
+                await self._stop_other(decision.config)
+                self._decision, self._last_port = decision, 0
             return self._ask(decision.config)
 
     def start_later(self, request: LlmRequest) -> None:
@@ -160,9 +226,23 @@ class Llm:
             self._publish()
 
     async def stop(self) -> LlmInfo:
-        """End the engine, whatever it does; returns when it is dead."""
+        """End the engine, whatever it does; returns when it is dead. One that was offloaded does not come back."""
+        self._stops += 1
+        await self._offloading.give_up()
         await self._supervisor.stop()
         return self.present()
+
+    @property
+    def offloaded(self) -> OffloadedLlm | None:
+        """The LLM that makes room for another engine, or has, and comes back."""
+        return self._offloading.present
+
+    async def forget(self) -> bool:
+        """Give up on an LLM that was offloaded: it stays stopped. False where there was none."""
+        if not self._offloading.offloaded:
+            return False
+        await self.stop()
+        return True
 
     async def restart(self) -> LlmInfo:
         """Stop, and start with the same model and options. Raises ServerError before a first start; else as `start`."""
@@ -178,15 +258,31 @@ class Llm:
                     "The LLM engine has never been started. Start it with a model: genaid llm start MODEL"
                 )
             self._language_model(decision.request.model_id)
+            await self._offloading.give_up()
             await self._supervisor.stop()
-            await self._clear_the_way(decision.config)
+            self._require_port(decision.config)
             return self._ask(decision.config)
 
     def _ask(self, config: EngineConfig) -> "asyncio.Task[LlmProcess]":
-        asked = asyncio.create_task(self._supervisor.ensure_ready(config, replace=True), name=f"{NAME} start")
+        asked = asyncio.create_task(self._start_up(config), name=f"{NAME} start")
         self._asking.add(asked)
         asked.add_done_callback(self._answered)
         return asked
+
+    async def _start_up(self, config: EngineConfig) -> LlmProcess:
+        stops = self._stops
+        try:
+            process = await self._supervisor.ensure_ready(config, replace=True)
+        except DomainError:
+            self._offloading.come_back()
+            raise
+        self._last_port = process.port
+        decision = self._decision
+        if decision is not None and decision.config == config and stops == self._stops:
+            await self._offloading.serves(
+                SavedLlm(decision.request, config.llm, dict(decision.reasons), config.amount, process.port)
+            )
+        return process
 
     def _answered(self, asked: "asyncio.Task[LlmProcess]") -> None:
         self._asking.discard(asked)
@@ -205,6 +301,11 @@ class Llm:
         life, process = self._life, self._process
         if self._failure and not life.last_error:
             life = replace(life, last_error=self._failure)
+        if life.config is None and self._decision is not None:
+            life = replace(life, config=self._decision.config)
+        offloaded = self._offloading.present
+        if offloaded is not None and offloaded.phase is Phase.FAILED and life.pid is None:
+            life = replace(life, event="reload_failed", last_error=offloaded.last_error)
         alive = life.pid is not None
         return LlmInfo(
             life,
@@ -212,7 +313,78 @@ class Llm:
             process.port if alive and process is not None else None,
             self._generation,
             self._decision.reasons if self._decision else MappingProxyType({}),
+            offloaded is not None,
         )
+
+    # --- what offloading does with the engine
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where it serves; None where it doesn't."""
+        process, config = self._process, self._life.config
+        if process is None or config is None or self._life.state is not State.RUNNING:
+            return None
+        return Endpoint(config.serving.host, process.port, config.serving.api_key)
+
+    @property
+    def lease_request(self) -> LeaseRequest:
+        """What the engine needs, as it was last decided."""
+        assert self._decision is not None  # noqa: S101 - what was offloaded was decided before
+        return self._lease_request(self._decision.config)
+
+    @property
+    def starting(self) -> bool:
+        """Whether a start is under way that somebody waits for."""
+        return bool(self._asking)
+
+    async def settled(self) -> None:
+        """Return when no start is under way that somebody waits for."""
+        while self._asking:
+            await asyncio.wait(set(self._asking))
+
+    async def halt(self) -> None:
+        """Stop it, as one that comes back."""
+        await self._supervisor.stop("offloaded")
+
+    async def bring_back(self, port: int) -> None:
+        """Load it again as it was, on the same port where that is free. Raises DomainError."""
+        assert self._decision is not None  # noqa: S101
+        self._last_port = port
+        await self._ask(self._decision.config)
+
+    def learn_memory(self) -> None:
+        """Take note of what it takes while it has worked."""
+        process, config = self._process, self._life.config
+        if process is not None and config is not None:
+            private = peak_private_bytes(process.pid)
+            self._usage.learn(_usage_key(config), private + config.mapped_bytes if private else 0)
+
+    def _lease_request(self, config: EngineConfig) -> LeaseRequest:
+        known = self._usage.known(_usage_key(config))
+        amount = config.amount
+        if known is not None:  # what fits by the estimate is not refused for having been measured
+            amount = replace(amount, ram=min(known, max(amount.ram, self._leases.total.ram)))
+        return LeaseRequest(LLM_TENANT, Kind.LLM, config.model_id, amount, measured=known is not None)
+
+    def _settle_delay(self) -> float:
+        """How long image engines of other processes have to tell of themselves, where there are any."""
+        others = [note for note in running(self._settings.data_dir) if note.kind == Kind.IMAGE]
+        return self._settings.settle_delay if others else 0.0
+
+    def _recover(self) -> None:
+        saved = self._saved_file.read()
+        if saved is None:
+            self._offloading.recover_nothing()
+            return
+        try:
+            model = self._language_model(saved.request.model_id)
+        except ModelNotFoundError as error:
+            self._logbook.append(Level.WARN, f"what ran before is not brought back: {error.message}")
+            self._offloading.recover_nothing()
+            return
+        config = self._engine_config(model, saved.request, saved.llm, saved.amount)
+        self._decision = _Decision(saved.request, config, MappingProxyType(saved.reasons))
+        self._offloading.recover(saved)
 
     @property
     def _life(self) -> Snapshot[EngineConfig]:
@@ -221,11 +393,11 @@ class Llm:
     @property
     def _up(self) -> bool:
         """Whether it runs, starts, or is about to: the supervisor may not have come to the latest request yet."""
-        return bool(self._asking) or self._life.state in (State.STARTING, State.RUNNING)
+        return bool(self._asking) or self._offloading.offloaded or self._life.state in (State.STARTING, State.RUNNING)
 
     @property
     def _running_model(self) -> str:
-        return self._life.config.model_id if self._life.config else "a model"
+        return self._decision.config.model_id if self._decision else "a model"
 
     def _health_of(self, state: State) -> HealthState:
         match state:
@@ -251,34 +423,48 @@ class Llm:
         """Complete what the caller left open. Raises InvalidRequestError, InsufficientResourcesError."""
         own = self._settings.program
         given = await self._advisor.choose(model.id, request.wishes, None if own else self._engine_gpus)
-        config = EngineConfig(
+        amount = await self._advisor.amount(given.need)
+        config = self._engine_config(model, request, given.config, amount)
+        return _Decision(request, config, MappingProxyType(dict(given.reasons)))
+
+    def _engine_config(self, model: Model, request: LlmRequest, llm: LlmConfig, amount: Amount) -> EngineConfig:
+        return EngineConfig(
             model_id=model.id,
             model_path=model.path,
             size_bytes=model.size_bytes,
-            llm=given.config,
+            llm=llm,
             serving=request.serving,
             separates_reasoning=model.supports_reasoning,
-            slot_save_path=self._settings.data_dir / "slots" / model.id,
+            slot_save_path=self._settings.data_dir / SLOTS / model.id,
             program=self._settings.program,
+            amount=amount,
         )
-        return _Decision(request, config, MappingProxyType(dict(given.reasons)))
 
     async def _engine_gpus(self) -> int:
         if self._gpus is None:
             self._gpus = await engine_gpus(self._settings.command or BUILT_IN)
         return self._gpus
 
-    async def _clear_the_way(self, config: EngineConfig) -> None:
-        """Stop what runs otherwise, and see that the port is free. Raises PortInUseError."""
+    def _require_port(self, config: EngineConfig) -> None:
+        """Raises PortInUseError where somebody else has the port that is asked for."""
         address = Address(config.serving.host, config.serving.port)
         own = self._process.port if self._process is not None and self._life.pid is not None else None
         if address.port and address.port != own:
             require_free([address])
+
+    async def _stop_other(self, config: EngineConfig) -> None:
         if self._life.state in (State.STARTING, State.RUNNING) and self._life.config != config:
             await self._supervisor.stop()
 
     @asynccontextmanager
     async def _launch(self, config: EngineConfig, report: Report) -> AsyncIterator[LlmProcess]:
+        async with self._leases.hold(self._lease_request(config), leave=self._offloading.leave) as tenancy:
+            await tenancy.granted()
+            async with self._process_of(config, report) as process:
+                yield process
+
+    @asynccontextmanager
+    async def _process_of(self, config: EngineConfig, report: Report) -> AsyncIterator[LlmProcess]:
         llm = config.llm
         self._generation += 1
         self._logbook.append(
@@ -288,20 +474,32 @@ class Llm:
         )
         settings = self._settings
         try:
-            async with (
-                held(lock_of(config.model_path, config.model_id)),
-                llm_process(config, report, self._logbook, self._health, settings.command) as process,
-            ):
-                self._process = process
-                with noted(settings.data_dir, "llm", config.model_id, process.pid):
-                    async with self._watchdog.over(process):
-                        yield process
+            async with held(lock_of(config.model_path, config.model_id)):
+                pooling = await self._advisor.pooling(config.model_id)
+                placed = replace(config, serving=self._with_same_port(config.serving), pooling=pooling)
+                async with llm_process(placed, report, self._logbook, self._api.healthy, settings.command) as process:
+                    self._process = process
+                    with noted(settings.data_dir, "llm", config.model_id, process.pid):
+                        async with self._watchdog.over(process):
+                            yield process
+        except FileSystemError as error:
+            raise ServerError(f"The model {config.model_id} could not be loaded: {error.message}") from error
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             raise ServerError(
                 f"The model {config.model_id} could not be loaded: {error.strerror or error}{where}. See that the "
                 "file is there, and that genaid may write below its data directory."
             ) from error
+
+    def _with_same_port(self, serving: Serving) -> Serving:
+        """Where any free port will do, the one that callers know from the life before."""
+        if serving.port or not self._last_port:
+            return serving
+        try:
+            require_free([Address(serving.host, self._last_port)])
+        except PortInUseError:
+            return serving
+        return replace(serving, port=self._last_port)
 
     async def _follow(self) -> None:
         """Log what happens to the engine, and pass it on to watchers."""
@@ -316,3 +514,7 @@ class Llm:
 
     def _publish(self) -> None:
         self.info.set(self.present())
+
+
+def _usage_key(config: EngineConfig) -> str:
+    return llm_key(config.model_id, config.size_bytes, config.llm, config.serving.memory_map)

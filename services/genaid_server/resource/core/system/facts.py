@@ -102,14 +102,16 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """What one of our engines holds: `kind` is `image` or `llm`. `resident` counts its descendants as well;
-    `vram` is None where the driver doesn't tell."""
+    """What one of our engines holds: `kind` is `image` or `llm`. `resident` counts its descendants as well, and so does
+    `private`, which leaves out the pages that files on disk back: the system takes those away by itself. `vram` is None
+    where the driver doesn't tell."""
 
     kind: str
     model_id: str
     pid: int
     resident: int
     vram: int | None = None
+    private: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,9 @@ CONTAINER_GROUPS: Final = (
 )
 CONTAINER_LAYERS: Final = ("/docker/", "/containerd/", "/containers/storage/")
 
+FILE_PAGES: Final = ("inactive_file", "active_file")
+"""What control groups call the pages of files; in version 1 those of the groups below are in `total_`."""
+
 
 def read_ram(machine: Machine) -> Ram:
     """Measure main memory. Of several limits, one within another, the tightest counts, for all memory and for what is
@@ -76,11 +79,15 @@ def _allowed(machine: Machine, group: Path) -> int | None:
 
 
 def _held(machine: Machine, group: Path) -> int:
-    """What a group holds in bytes, without the file cache that it would give back for the asking."""
+    """What a group holds in bytes, without the pages of files, which it would give back for the asking.
+
+    Those that are in use count as such too, a model's mapped weights for one: the kernel reads them again where it has
+    taken them away, and calls them available on a whole machine as well.
+    """
     used = number(_first(machine, group, "memory.current", "memory.usage_in_bytes"))
     cache = _numbers(machine.text(str(group / "memory.stat")))
-    inactive = cache.get("total_inactive_file", cache.get("inactive_file", 0))
-    return 0 if used is None else max(0, used - inactive)
+    files = sum(cache.get(f"total_{kind}", cache.get(kind, 0)) for kind in FILE_PAGES)
+    return 0 if used is None else max(0, used - files)
 
 
 def _first(machine: Machine, group: Path, *names: str) -> str:

@@ -15,6 +15,7 @@ import psutil
 
 from genaid_server.kit import engine_notes
 from genaid_server.kit.errors import ServerError
+from genaid_server.kit.process_memory import private_bytes
 from genaid_server.resource.core.system.cpu import read_cpu
 from genaid_server.resource.core.system.facts import (
     Cpu,
@@ -92,9 +93,13 @@ class Survey:
             self._detecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(self._detecting)
 
+    async def lasting(self) -> Hardware:
+        """What of it lasts while engines come and go: nothing is detected anew, and free memory in it is old."""
+        return self._known.hardware if self._known is not None else await self.hardware()
+
     async def memory(self) -> Memory:
         """All memory now: never cached. GPUs are in the order of the hardware that was detected last."""
-        hardware = self._known.hardware if self._known is not None else await self.hardware()
+        hardware = await self.lasting()
         measured = await self._probes.memory()
         by_id = {gpu.gpu_id: gpu for gpu in measured.memory}
         ram, engines = await asyncio.to_thread(_read_memory, self._machine, self._data_dir, measured.memory)
@@ -184,16 +189,24 @@ def _engine(note: engine_notes.EngineNote, used: Iterable[dict[int, int]]) -> En
         leader = psutil.Process(note.pid)
         family = [leader, *leader.children(recursive=True)]
         resident = leader.memory_info().rss + sum(_resident(member) for member in family[1:])
+        private = private_bytes(leader) + sum(_private(member) for member in family[1:])
     except psutil.Error:
         return None
     vram = [processes[member.pid] for processes in used for member in family if member.pid in processes]
-    return EngineMemory(note.kind, note.model_id, note.pid, resident, sum(vram) if vram else None)
+    return EngineMemory(note.kind, note.model_id, note.pid, resident, sum(vram) if vram else None, private)
 
 
 def _resident(process: psutil.Process) -> int:
     try:
         return int(process.memory_info().rss)
     except psutil.Error:  # a helper that came and went
+        return 0
+
+
+def _private(process: psutil.Process) -> int:
+    try:
+        return private_bytes(process)
+    except psutil.Error:
         return 0
 
 

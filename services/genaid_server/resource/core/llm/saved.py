@@ -1,0 +1,73 @@
+"""The LLM that is to run, as it is kept on disk: whoever is killed finds it again at the next start.
+
+It is written once an engine serves and removed when somebody stops it, or the service ends in order. The file holds
+the key of the engine's API, so only its owner may read it.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from genaid_server.kit.files import write_atomic
+from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.leases.plan import Amount
+from genaid_server.resource.core.llm.config import LlmRequest
+
+log = logging.getLogger(__name__)
+
+FILE: Final = "llm.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedLlm:
+    """What was asked for and what it became.
+
+    `port` is the one that it served on. `offloaded_at`, in seconds since the epoch, is None while it is to run now;
+    `reason` says what it was offloaded for. `slots` are the tokens of each slot whose prompt cache was saved.
+    """
+
+    request: LlmRequest
+    llm: LlmConfig
+    reasons: dict[str, str]
+    amount: Amount
+    port: int
+    offloaded_at: float | None = None
+    reason: str = ""
+    slots: dict[int, int] = field(default_factory=dict)
+
+
+_ADAPTER: Final = TypeAdapter(SavedLlm)
+
+
+class SavedFile:
+    """The file; what it holds is all lost or all there."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / FILE
+
+    def read(self) -> SavedLlm | None:
+        """What was kept, None where there is nothing, or nothing that makes sense."""
+        try:
+            return _ADAPTER.validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            log.warning("the LLM that ran before can't be told from %s: %s", self._path.name, type(error).__name__)
+            return None
+
+    def write(self, saved: SavedLlm) -> None:
+        """Keep it. A disk that refuses costs no more than that it is not found again after a crash."""
+        try:
+            write_atomic(self._path, _ADAPTER.dump_json(saved), durable=False)
+        except OSError as error:
+            log.warning("the LLM that runs can't be kept in %s: %s", self._path.name, error.strerror or error)
+
+    def remove(self) -> None:
+        """Keep nothing."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s can't be removed: %s", self._path.name, error.strerror or error)

@@ -1,0 +1,212 @@
+"""An image engine with a resource manager whose part the test plays, in the test's own event loop."""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from genaid_server.image.core.engine import Engine, InstalledModel
+from genaid_server.image.core.generations import Generation, Generations, Limits
+from genaid_server.image.core.process import WHOLE
+from genaid_server.image.core.progress import Calibration
+from genaid_server.image.core.spec import GenerationSpec
+from genaid_server.image.core.tenancy import LandlordAwayError, Lease, LeaseState, Need, Placement, Size
+from genaid_server.kit.errors import DomainError, InsufficientResourcesError
+from genaid_server.kit.logbook import Logbook
+from genaid_server.kit.supervisor import State
+from worker import children
+
+PATIENCE = 30.0  # seconds; a bound for a machine that is busy, not an expectation
+LATER = 3600.0  # seconds: not in this test
+FAKE = Path(__file__).parent / "fakes" / "image_engine.py"
+OBLIGING = (sys.executable, str(FAKE), "no misbehaviour")
+DEAF = (sys.executable, str(FAKE), "deaf")
+TELLING = (
+    sys.executable,
+    "-c",
+    """
+import json, os
+from genaid_server.kit import frames
+
+def send(event, **values):
+    os.write(1, frames.encode({"event": event, **values}))
+
+reader = frames.FrameReader()
+while data := os.read(0, 65536):
+    for frame in reader.feed(data):
+        send("log", level="INFO", message="options " + json.dumps(frame.header["options"]))
+        send("ready")
+""",
+)
+"""A program that says which options it was given."""
+SMALL, LARGE = Size(64, 64), Size(1024, 1024)
+SPEC = GenerationSpec("a cat", width=64, height=64, steps=2, seed=1)
+NO_ROOM = InsufficientResourcesError("too little", required="2", available="1", suggestion="buy some")
+AWAY = LandlordAwayError("nobody answers")
+FASTEST = Placement()
+
+
+class Stream:
+    """One lease in the hands of the test."""
+
+    def __init__(self, name: str, tenant: str, need: Need, resident: bool) -> None:
+        self.name, self.tenant, self.need, self.resident = name, tenant, need, resident
+        self.news: asyncio.Queue[Lease | Exception | None] = asyncio.Queue()
+        self.over = asyncio.Event()
+        self.alive_at_the_end: list[psutil.Process] = []
+
+    def tell(self, state: LeaseState, after: float = 0.0, placement: Placement = FASTEST, reason: str = "") -> None:
+        self.news.put_nowait(Lease(self.name, state, reason, after, placement))
+
+    def wait(self, reason: str = "") -> None:
+        self.tell(LeaseState.WAITING, reason=reason)
+
+    def grant(self, placement: Placement = FASTEST) -> None:
+        self.tell(LeaseState.GRANTED, placement=placement)
+
+    def reclaim(self, after: float = 0.0) -> None:
+        self.tell(LeaseState.RECLAIM, after, reason="somebody else")
+
+    def fail(self, error: Exception) -> None:
+        self.news.put_nowait(error)
+
+    def close(self) -> None:
+        self.news.put_nowait(None)
+
+    async def taken(self) -> None:
+        """Return when the engine knows of all news; it takes note of them in the same step."""
+        while self.news.qsize():  # noqa: ASYNC110 - it has no event to wait for
+            await asyncio.sleep(0)
+
+    async def updates(self) -> AsyncGenerator[Lease, None]:
+        try:
+            while (news := await self.news.get()) is not None:
+                if isinstance(news, Exception):
+                    raise news
+                yield news
+        finally:
+            self.alive_at_the_end = children()
+            self.over.set()
+
+
+@dataclass
+class Landlord:
+    """A resource manager whose part the test plays. It grants at once while `generous`; `room` is what it has."""
+
+    generous: bool = True
+    room: bool | DomainError = True
+    placement: Placement = FASTEST
+    streams: list[Stream] = field(default_factory=list)
+    reports: list[tuple[str, Size, int]] = field(default_factory=list)
+    reported: asyncio.Event = field(default_factory=asyncio.Event)
+    open_for_reports: asyncio.Event = field(default_factory=asyncio.Event)
+    report_error: Exception | None = None
+    asked: asyncio.Queue[Stream] = field(default_factory=asyncio.Queue)
+
+    def __post_init__(self) -> None:
+        self.open_for_reports.set()
+
+    async def has_room(self, need: Need) -> bool:
+        assert need.size == SMALL
+        if isinstance(self.room, DomainError):
+            raise self.room
+        return self.room
+
+    def hold(self, tenant_id: str, need: Need, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
+        stream = Stream(f"lease-{len(self.streams) + 1}", tenant_id, need, resident)
+        self.streams.append(stream)
+        self.asked.put_nowait(stream)
+        if self.generous:
+            stream.grant(self.placement)
+        return stream.updates()
+
+    async def report_use(self, lease_id: str, size: Size, peak_ram_bytes: int) -> None:
+        self.reports.append((lease_id, size, peak_ram_bytes))
+        self.reported.set()
+        await self.open_for_reports.wait()
+        if self.report_error:
+            raise self.report_error
+
+    async def next(self) -> Stream:
+        """The next lease that is asked for, of those that nobody has looked at."""
+        return await self.asked.get()
+
+
+class OneModel:
+    """A store with one model."""
+
+    def __init__(self, file: Path) -> None:
+        self.model = InstalledModel("tiny", "Tiny", ((WHOLE, file),), True)
+
+    async def find(self, model_id: str) -> InstalledModel:
+        return self.model
+
+    async def diffusion_models(self) -> Sequence[InstalledModel]:
+        return [self.model]
+
+
+@dataclass
+class Scene:
+    """An engine and its landlord."""
+
+    engine: Engine
+    landlord: Landlord
+    logbook: Logbook
+    model: Path
+    folder: Path
+
+    @property
+    def pid(self) -> int | None:
+        return self.engine.info.value.life.pid
+
+    @property
+    def log(self) -> str:
+        return "\n".join(record.message for record in self.logbook.tail(1000))
+
+    async def until(self, wanted: State) -> None:
+        async for info in self.engine.info.watch():
+            if info.life.state is wanted:
+                return
+
+    @asynccontextmanager
+    async def generations(self, queue_depth: int = 5, cancel_grace: float = 2.0) -> AsyncIterator[Generations]:
+        limits = Limits(queue_depth=queue_depth, cancel_grace=cancel_grace)
+        async with Generations(self.engine, Calibration(self.folder / "calibration.json"), limits) as generations:
+            yield generations
+
+
+@asynccontextmanager
+async def scene(
+    folder: Path, *, command: Sequence[str] = OBLIGING, keep_alive: float = LATER, generous: bool = True
+) -> AsyncIterator[Scene]:
+    """An engine in a scene that nothing is left of afterwards."""
+    model = folder / "model.gguf"
+    model.write_bytes(b"x" * 1_000_003)
+    landlord, logbook = Landlord(generous), Logbook(folder / "engine.log")
+    before = asyncio.all_tasks()
+    try:
+        async with (
+            asyncio.timeout(PATIENCE),
+            Engine(OneModel(model), landlord, logbook, command=command, keep_alive=keep_alive) as engine,
+        ):
+            yield Scene(engine, landlord, logbook, model, folder)
+    finally:
+        logbook.close()
+    assert asyncio.all_tasks() == before
+    assert all(stream.over.is_set() for stream in landlord.streams)
+    assert children() == []
+
+
+async def finished(generations: Generations, identity: str) -> Generation:
+    return [state async for state in generations.watch(identity)][-1]
+
+
+async def drawing(generations: Generations, identity: str) -> None:
+    """Return once the engine works for it."""
+    async for generation in generations.watch(identity):
+        if generation.progress and generation.progress.stage.name == "DIFFUSION":
+            return

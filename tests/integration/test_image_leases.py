@@ -1,0 +1,131 @@
+"""The image worker as a tenant of a real resource manager: what it holds, and what becomes of it without one."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conftest import DemoModels
+from genaid_client import (
+    AsyncImageClient,
+    AsyncResourceClient,
+    ConnectionFailedError,
+    Generation,
+    GenerationState,
+    InsufficientResourcesError,
+    Lease,
+    LeaseState,
+    ServerError,
+    ServerState,
+    TenantKind,
+)
+from genaid_server.image import main as image
+from genaid_server.kit import config as configuration
+from genaid_server.resource import main as resource
+from llm_service import free_port
+from worker import TINY, Worker, children, image_worker, install
+
+PATIENCE = 30.0  # seconds; a bound for a machine that is busy, not an expectation
+LARGER = replace(TINY, width=128, height=128)
+TOO_LARGE = replace(TINY, width=2048, height=2048)
+
+
+async def finish(images: AsyncImageClient, identity: str) -> Generation:
+    return [state async for state in images.watch_generation(identity)][-1]
+
+
+async def leases(manager: AsyncResourceClient, enough: Callable[[list[Lease]], bool]) -> list[Lease]:
+    """The leases as soon as the manager answers and they are as they should be."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with suppress(ConnectionFailedError):
+                found = list((await manager.list_leases()).leases)
+                if enough(found):
+                    return found
+            await asyncio.sleep(0.02)
+
+
+def one(found: list[Lease]) -> bool:
+    return len(found) == 1 and found[0].state is LeaseState.GRANTED
+
+
+async def test_a_lease_is_held_for_as_long_as_the_engine_is_there(tmp_path: Path, demo_models: DemoModels) -> None:
+    async with image_worker(tmp_path, keep_alive_seconds=-1) as worker:
+        model = await install(worker, demo_models.diffusion)
+        assert (await worker.models.list_leases()).leases == ()
+        created = await worker.images.create_generation(TINY)
+        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
+        (first,) = await leases(worker.models, one)
+        assert (first.kind, first.model_id, first.state) == (TenantKind.IMAGE, model.id, LeaseState.GRANTED)
+        assert first.ram_bytes > 0
+        pid = (await worker.images.get_engine()).pid
+        created = await worker.images.create_generation(LARGER)
+        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
+        (second,) = await leases(worker.models, one)
+        assert second.tenant_id == first.tenant_id
+        assert second.id != first.id
+        assert second.ram_bytes > first.ram_bytes
+        assert (await worker.images.get_engine()).pid == pid
+        await worker.images.stop_engine()
+        assert children() == []
+        assert await leases(worker.models, lambda found: not found) == []
+
+
+async def test_what_can_not_fit_is_refused_and_the_engine_stays(tmp_path: Path, demo_models: DemoModels) -> None:
+    async with image_worker(tmp_path, memory={"ram_limit_bytes": 400_000_000}) as worker:
+        await install(worker, demo_models.diffusion)
+        created = await worker.images.create_generation(TINY)
+        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
+        refused = await finish(worker.images, (await worker.images.create_generation(TOO_LARGE)).id)
+        assert refused.error is not None
+        assert refused.error.code == "INSUFFICIENT_RESOURCES"
+        assert "RAM" in refused.error.message
+        assert (await worker.images.get_engine()).state is ServerState.RUNNING
+        created = await worker.images.create_generation(TINY)
+        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
+
+
+async def test_a_start_that_can_not_fit_says_what_there_is(tmp_path: Path, demo_models: DemoModels) -> None:
+    async with image_worker(tmp_path, memory={"ram_limit_bytes": 1_000_000}) as worker:
+        model = await install(worker, demo_models.diffusion)
+        with pytest.raises(InsufficientResourcesError) as refusal:
+            await worker.images.start_engine(model.id)
+        assert int(refusal.value.metadata["required"]) > int(refusal.value.metadata["available"])
+        assert children() == []
+
+
+async def test_a_manager_that_was_started_again_finds_the_engine_as_a_tenant(
+    tmp_path: Path, demo_models: DemoModels
+) -> None:
+    config = configuration.load(
+        flags={
+            "data_dir": tmp_path,
+            "resource": {"listen": f"127.0.0.1:{free_port()}"},
+            "image": {"listen": "127.0.0.1:0", "keep_alive_seconds": -1},
+        }
+    )
+    manager = str(config.resource.listen)
+    async with AsyncExitStack() as services:
+        address = str(await services.enter_async_context(image.serve(config, manager)))
+        images = await services.enter_async_context(AsyncImageClient(address))
+        async with resource.serve(config), AsyncResourceClient(manager) as models:
+            await install(Worker(images, models, address, manager, tmp_path), demo_models.diffusion)
+            created = await images.create_generation(TINY)
+            assert (await finish(images, created.id)).state is GenerationState.COMPLETE
+            (before,) = await leases(models, one)
+            pid = (await images.get_engine()).pid
+        for spec in (TINY, LARGER):  # as nobody can be asked
+            drawn = await finish(images, (await images.create_generation(spec)).id)
+            assert drawn.state is GenerationState.COMPLETE, drawn.error
+        async with resource.serve(config), AsyncResourceClient(manager) as models:
+            (after,) = await leases(models, one)
+            assert after.tenant_id == before.tenant_id
+            assert after.ram_bytes > before.ram_bytes
+            assert (await images.get_engine()).pid == pid
+        await images.stop_engine()
+        with pytest.raises(ServerError):
+            await images.start_engine(before.model_id)
+    assert children() == []

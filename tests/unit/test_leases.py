@@ -1,0 +1,610 @@
+"""Who gets memory, when, and what becomes of those who are in the way. Time takes none here: see lease_machine."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+
+import pytest
+
+from genaid_server.kit.errors import NotFoundError, ServerBusyError, ServerError
+from genaid_server.resource.core.leases.lease import State
+from genaid_server.resource.core.leases.leases import MAX_WAITING, POLL, Leases
+from genaid_server.resource.core.leases.plan import Amount, Room
+from unit.lease_machine import TIMEOUT, House, Machine, image, instantly, llm, now, refusal, settle
+
+WAITING, GRANTED, RECLAIM = State
+
+
+# --- who gets it
+
+
+@instantly
+async def test_what_fits_is_granted_at_once() -> None:
+    async with House() as house:
+        seat = await house.seat(image(16))
+        assert await seat.tenancy.granted() == seat.now
+        assert (seat.now.request, seat.state, seat.now.reason) == (image(16), GRANTED, "")
+        assert [state for state, _ in seat.told] == [WAITING, GRANTED]
+        seat.tenancy.raise_if_refused()
+        assert house.leases.present() == [seat.now]
+        await seat.leave()
+        assert (house.open(), seat.over) == ([], True)
+        assert (await house.seat(image(16))).now.id != seat.now.id
+
+
+@instantly
+async def test_a_block_that_fails_gives_its_lease_back() -> None:
+    async def fail(leases: Leases) -> None:
+        async with leases.hold(image(16)) as tenancy:
+            await tenancy.granted()
+            raise ZeroDivisionError
+
+    async with House() as house:
+        with pytest.raises(ZeroDivisionError):
+            await fail(house.leases)
+        assert (await house.seat(image(16))).state is GRANTED
+
+
+@instantly
+async def test_who_comes_first_is_served_first() -> None:
+    async with House() as house:
+        first = await house.tenant(image(10, name="a"))
+        large = await house.seat(image(10, name="b"))
+        small = await house.seat(image(1, name="c"))
+        assert (large.state, small.state) == (WAITING, WAITING)
+        assert [lease.request.tenant_id for lease in house.leases.present()] == ["a", "b", "c"]
+        house.machine.unload(first.request)
+        await first.leave()
+        assert (await large.tenancy.granted()).state is GRANTED
+        await settle()
+        assert small.state is GRANTED
+
+
+@instantly
+async def test_an_engine_that_can_never_fit_is_refused_before_anybody_is_asked() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(6))
+        painter = await house.tenant(image(4))
+        error = await refusal(await house.seat(image(17, name="huge")))
+        assert error.facts["required"] == "17"
+        assert error.facts["available"] == "16"
+        assert "smaller" in error.facts["suggestion"]
+        assert (talker.asked, painter.told[-1]) == ([], (GRANTED, None))
+
+
+@instantly
+async def test_what_was_granted_and_is_not_taken_yet_is_not_free_for_others() -> None:
+    async with House() as house:
+        starting = await house.seat(image(8, name="a"))  # 8 are granted, and all 16 are free still
+        house.machine.load(image(0, name="other programs"), Amount(3))
+        assert await house.leases.room() == Room(Amount(16), Amount(5))
+        second = await house.seat(image(4, name="b"))
+        assert (second.state, starting.told[-1]) == (GRANTED, (GRANTED, None))
+        assert (await house.leases.room()).free == Amount(1)
+        third = await house.seat(image(2, name="c"))
+        assert (third.state, second.told[-1]) == (WAITING, (RECLAIM, 0.0))
+
+
+@instantly
+async def test_what_an_engine_holds_is_not_counted_twice() -> None:
+    async with House() as house:
+        half = await house.seat(image(8, name="a"))
+        house.machine.load(half.request, Amount(3))
+        assert (await house.leases.room()).free == Amount(8)
+        house.machine.load(half.request, Amount(8))
+        assert (await house.leases.room()).free == Amount(8)
+        house.machine.load(half.request, Amount(9))  # more than it said
+        assert (await house.leases.room()).free == Amount(7)
+
+
+@instantly
+async def test_the_llm_engine_is_known_while_its_model_is_replaced() -> None:
+    async with House() as house:
+        seat = await house.seat(llm(8, model_id="new"))
+        house.machine.load(llm(8, model_id="old"))
+        assert (await house.leases.room()).free == Amount(8)
+        assert seat.state is GRANTED
+
+
+@instantly
+async def test_an_image_engine_uses_one_gpu_and_an_llm_all_of_them() -> None:
+    machine = Machine(64, 48)
+    machine.best_gpu = 24
+    async with House(machine) as house:
+        assert not (await house.leases.plan(image(1, 25))).possible
+        assert (await house.leases.plan(image(1, 24))).possible
+        assert (await house.leases.plan(llm(1, 48))).possible
+
+
+@instantly
+async def test_what_there_is_to_share_is_known_from_the_last_measurement() -> None:
+    async with House(Machine(16, 8)) as house:
+        assert house.leases.total == Amount()
+        await house.leases.plan(image(1))
+        assert house.leases.total == Amount(16, 8)
+        house.machine.total = Amount(12, 8)
+        await house.seat(image(1))
+        assert house.leases.total == Amount(12, 8)
+
+
+@instantly
+async def test_to_plan_changes_nothing() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(10))
+        found = await house.leases.plan(image(6))
+        assert [departure.tenant.id for departure in found.departures] == ["llm"]
+        assert found.departures[0].tenant.held == Amount(10)
+        await settle()
+        assert (talker.asked, talker.seat.state, len(house.open())) == ([], GRANTED, 1)
+
+
+@instantly
+async def test_only_so_many_may_wait() -> None:
+    async with House() as house:
+        await house.tenant(image(16))
+        async with AsyncExitStack() as waiting:
+            for number in range(MAX_WAITING):
+                await waiting.enter_async_context(house.leases.hold(image(1, name=str(number))))
+            with pytest.raises(ServerError):
+                await waiting.enter_async_context(house.leases.hold(image(1, name="one more")))
+        assert (await house.seat(image(1, name="later"))).state is WAITING
+
+
+# --- who leaves
+
+
+@instantly
+async def test_the_llm_is_asked_to_leave_and_the_lease_is_granted_when_it_has() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(8))
+        painter = await house.seat(image(6))
+        assert len(talker.asked) == 1
+        assert "offloaded" in talker.asked[0]
+        assert (painter.state, painter.now.reason) == (WAITING, talker.asked[0])
+        talker.may_go.set()
+        assert (await painter.tenancy.granted()).reason == ""
+        assert (talker.seat.over, house.open()) == (True, [painter.now.id])
+
+
+@instantly
+async def test_the_llm_that_has_left_is_waited_for_until_its_block_ends() -> None:
+    async with House() as house:
+        asked: list[str] = []
+
+        async def leave(reason: str) -> None:
+            asked.append(reason)
+            await asyncio.sleep(0.01)
+
+        seat = await house.tenant(llm(8), leave)
+        painter = await house.seat(image(6))
+        house.machine.unload(seat.request)  # it is gone, and who held its lease has not noticed
+        await asyncio.sleep(1)
+        assert painter.state is WAITING
+        await seat.leave()
+        assert (await painter.tenancy.granted()).state is GRANTED
+        assert asked
+
+
+@instantly
+async def test_the_llm_stays_when_the_lease_is_not_wanted_any_more() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(8))
+        painter = await house.seat(image(6))
+        next_one = await house.seat(image(4, name="small"))
+        await painter.leave()
+        await settle()
+        assert (len(talker.asked), talker.stays) == (1, 1)
+        assert (talker.seat.state, next_one.state) == (GRANTED, GRANTED)
+        assert [lease.request for lease in house.leases.present()] == [llm(8), image(4, name="small")]
+        assert (await house.leases.room()).free == Amount(4)
+        with pytest.raises(asyncio.CancelledError):
+            await painter.tenancy.granted()
+
+
+@instantly
+async def test_an_image_engine_is_asked_to_leave_by_its_lease() -> None:
+    async with House() as house:
+        old = await house.tenant(image(10, name="a"))
+        talker = await house.seat(llm(6))
+        assert old.told[-1] == (RECLAIM, 0.0)
+        assert old.now.reason == talker.now.reason != ""
+        assert talker.state is WAITING
+        house.machine.unload(old.request)
+        await old.leave()
+        assert (await talker.tenancy.granted()).state is GRANTED
+
+
+@instantly
+async def test_an_image_engine_stays_when_the_lease_is_not_wanted_any_more() -> None:
+    async with House() as house:
+        old = await house.tenant(image(10, name="a"))
+        talker = await house.seat(llm(6))
+        await talker.leave()
+        await settle()
+        assert old.told[-2:] == [(RECLAIM, 0.0), (GRANTED, None)]
+        assert (old.now.reason, house.open()) == ("", [old.now.id])
+
+
+@instantly
+async def test_all_who_have_to_leave_are_told_so_and_waited_for() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(6))
+        painter = await house.tenant(image(4, name="a"))
+        large = await house.seat(image(16, name="b"))
+        assert painter.state is RECLAIM
+        house.machine.unload(painter.request)
+        await painter.leave()
+        await settle()
+        assert (len(talker.asked), large.state) == (1, WAITING)
+        talker.may_go.set()
+        assert (await large.tenancy.granted()).state is GRANTED
+
+
+@instantly
+async def test_who_is_gone_already_is_not_asked() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(6))
+        painter = await house.tenant(image(4, name="a"))
+        large = await house.seat(image(16, name="b"))
+        house.machine.unload(talker.seat.request)
+        await talker.seat.leave()  # by itself
+        house.machine.unload(painter.request)
+        await painter.leave()
+        assert (await large.tenancy.granted()).state is GRANTED
+        assert talker.asked == []
+
+
+@instantly
+async def test_an_llm_that_can_not_leave_is_why_the_lease_is_refused() -> None:
+    async with House() as house:
+
+        async def leave(reason: str) -> None:
+            raise ServerBusyError("Not now.")
+
+        await house.tenant(llm(6), leave)
+        painter = await house.tenant(image(1, name="a"))
+        large = await house.seat(image(16, name="b"))
+        assert painter.state is RECLAIM
+        house.machine.unload(painter.request)
+        await painter.leave()
+        with pytest.raises(ServerBusyError):
+            await large.tenancy.granted()
+        assert [lease.request for lease in house.leases.present()] == [llm(6)]
+        assert (await house.seat(image(6))).state is GRANTED
+
+
+@instantly
+async def test_those_who_were_told_to_leave_stay_when_another_can_not() -> None:
+    async with House() as house:
+
+        async def leave(reason: str) -> None:
+            raise ServerBusyError("Not now.")
+
+        await house.tenant(llm(5), leave)
+        painter = await house.tenant(image(7, name="a"))
+        large = await house.seat(image(16, name="b"))
+        assert large.over
+        await settle()
+        assert painter.told[-2:] == [(RECLAIM, 0.0), (GRANTED, None)]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), ZeroDivisionError("secret")])
+def test_an_llm_that_fails_to_leave_ends_nothing_else(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    @instantly
+    async def scenario() -> None:
+        async with House() as house:
+
+            async def leave(reason: str) -> None:
+                raise error
+
+            await house.tenant(llm(10), leave)
+            painter = await house.seat(image(6))
+            with pytest.raises(ServerError) as caught:
+                await painter.tenancy.granted()
+            assert "secret" not in caught.value.message
+            assert (await house.seat(image(2))).state is GRANTED
+
+    scenario()
+    unexpected = isinstance(error, Exception)
+    assert [record.levelno for record in caplog.records] == ([logging.ERROR] if unexpected else [])
+
+
+# --- another size
+
+
+@instantly
+async def test_a_larger_lease_takes_the_place_of_the_first() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(8))
+        old = await house.tenant(image(4))
+        new = await house.seat(image(8))
+        assert (old.state, new.state, old.over) == (GRANTED, WAITING, False)
+        assert len(talker.asked) == 1
+        talker.may_go.set()
+        assert (await new.tenancy.granted()).state is GRANTED
+        await settle()
+        assert (old.over, house.open()) == (True, [new.now.id])
+        await old.leave()  # its end is not that of the engine
+        assert house.open() == [new.now.id]
+        assert (await house.leases.room()).free == Amount(8)
+        with pytest.raises(NotFoundError):
+            house.leases.used(old.now.id)
+
+
+@instantly
+async def test_the_first_lease_stays_where_the_larger_one_is_refused() -> None:
+    async with House() as house:
+        old = await house.tenant(image(4))
+        await refusal(await house.seat(image(17)))
+        assert (old.state, old.over, house.open()) == (GRANTED, False, [old.now.id])
+
+
+@pytest.mark.parametrize("model", ["painter's", "another"])
+def test_what_an_engine_holds_itself_is_there_for_its_next_lease(model: str) -> None:
+    @instantly
+    async def scenario() -> None:
+        async with House() as house:
+            await house.tenant(image(10))
+            new = await house.seat(image(16, model_id=model))
+            assert new.state is GRANTED
+
+    scenario()
+
+
+@instantly
+async def test_a_lease_that_is_to_be_given_back_may_still_be_replaced() -> None:
+    async with House() as house:
+        old = await house.tenant(image(10))
+        await house.seat(llm(6, background=True))
+        assert old.state is RECLAIM
+        new = await house.seat(image(12))
+        assert (old.over, new.state) == (True, RECLAIM)  # granted, and in the way like the first
+
+
+# --- until it is seen to be free
+
+
+@instantly
+async def test_memory_is_granted_when_it_is_seen_to_be_free() -> None:
+    async with House() as house:
+        old = await house.tenant(image(10, name="a"))
+        large = await house.seat(image(10, name="b"))
+        late = house.machine.vanish(old.request)
+        await old.leave()
+        await asyncio.sleep(TIMEOUT - 1)
+        assert large.state is WAITING
+        house.machine.free += late
+        before = now()
+        assert (await large.tenancy.granted()).state is GRANTED
+        assert now() - before <= 2 * POLL
+
+
+@instantly
+async def test_nobody_else_leaves_while_memory_is_coming_free() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(5))
+        old = await house.tenant(image(7, name="a"))
+        large = await house.seat(image(6, name="b"))
+        assert old.state is RECLAIM
+        late = house.machine.vanish(old.request)
+        await old.leave()
+        await asyncio.sleep(TIMEOUT / 2)
+        house.machine.free += late
+        assert (await large.tenancy.granted()).state is GRANTED
+        assert talker.asked == []
+
+
+@pytest.mark.parametrize("asked_to", [True, False])
+def test_memory_that_does_not_come_free_is_refused_after_a_while(asked_to: bool) -> None:
+    @instantly
+    async def scenario() -> None:
+        async with House() as house:
+            old = await house.tenant(image(10, name="a"))
+            large = await house.seat(image(10, name="b")) if asked_to else None
+            house.machine.vanish(old.request)
+            await old.leave()
+            before = now()
+            error = await refusal(large or await house.seat(image(10, name="b")))
+            assert TIMEOUT <= now() - before <= TIMEOUT + 3 * POLL
+            assert (error.facts["required"], error.facts["available"]) == ("10", "6")
+
+    scenario()
+
+
+@instantly
+async def test_memory_of_an_engine_that_has_just_crashed_is_waited_for() -> None:
+    async with House() as house:
+        old = await house.tenant(image(10, name="a"))
+        await old.leave()
+        again = await house.seat(image(10, name="b"))
+        assert again.state is WAITING
+        house.machine.unload(old.request)
+        assert (await again.tenancy.granted()).state is GRANTED
+
+
+@instantly
+async def test_the_llm_is_asked_at_once_though_another_has_just_left() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(10))
+        old = await house.tenant(image(1, name="a"))
+        await old.leave()
+        await house.seat(image(6, name="b"))
+        assert len(talker.asked) == 1
+
+
+@instantly
+async def test_what_can_never_fit_is_refused_at_once_though_another_has_just_left() -> None:
+    async with House() as house:
+        old = await house.tenant(image(10))
+        await old.leave()
+        assert (await house.seat(image(17))).over
+
+
+# --- in memory already
+
+
+@instantly
+async def test_an_engine_in_memory_is_granted_what_it_has() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(8))
+        house.machine.load(image(4))
+        house.machine.free = Amount()  # other programs have taken the rest
+        painter = await house.seat(image(4, resident=True))
+        assert (painter.state, talker.asked) == (GRANTED, [])
+
+
+@instantly
+async def test_an_engine_in_memory_is_refused_above_three_quarters() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(8))
+        house.machine.load(image(5))
+        error = await refusal(await house.seat(image(5, resident=True)))
+        assert (error.facts["required"], talker.asked) == ("5", [])
+
+
+@instantly
+async def test_an_engine_in_memory_is_refused_where_the_others_have_been_granted_it() -> None:
+    async with House(Machine(16, 8)) as house:
+        talker = await house.talker(llm(8, 6))
+        house.machine.load(image(4, 2))
+        error = await refusal(await house.seat(image(4, 3, resident=True)))
+        assert (error.facts["required"], error.facts["available"]) == ("3", "2")
+        error = await refusal(await house.seat(image(9, 1, resident=True)))
+        assert (error.facts["required"], error.facts["available"]) == ("1", "2")  # of VRAM, which decides
+        assert talker.asked == []
+
+
+@instantly
+async def test_an_engine_in_memory_does_not_wait_for_those_who_come_to_be() -> None:
+    async with House() as house:
+        house.machine.may_look.clear()
+        talker = await house.seat(llm(2))  # its turn has begun
+        house.machine.load(image(10, name="b"))
+        first = await house.seat(image(10, name="a"))
+        second = await house.seat(image(10, name="b", resident=True))
+        house.machine.may_look.set()
+        await settle()
+        assert (talker.state, first.state, second.state) == (GRANTED, WAITING, RECLAIM)
+
+
+@instantly
+async def test_an_engine_in_memory_takes_the_place_of_its_own_lease() -> None:
+    async with House() as house:
+        old = await house.tenant(image(10))
+        new = await house.seat(image(16, resident=True))
+        assert (new.state, old.over, house.open()) == (GRANTED, True, [new.now.id])
+
+
+# --- what was used
+
+
+@instantly
+async def test_only_a_lease_that_is_held_was_used() -> None:
+    async with House() as house:
+        held = await house.tenant(image(16, name="a"))
+        waiting = await house.seat(image(16, name="b"))
+        assert house.leases.used(held.now.id) == held.now
+        for unknown in (waiting.now.id, "lease-0", "x" * 10_000):
+            with pytest.raises(NotFoundError) as caught:
+                house.leases.used(unknown)
+            assert len(caught.value.facts["leaseId"]) <= 100
+        await held.leave()
+        with pytest.raises(NotFoundError):
+            house.leases.used(held.now.id)
+
+
+@instantly
+async def test_an_llm_does_no_work_that_others_wait_for() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(8))
+        with pytest.raises(NotFoundError):
+            house.leases.used(talker.seat.now.id)
+
+
+# --- the end, and what goes wrong
+
+
+@instantly
+async def test_a_service_that_stops_refuses_who_waits_and_ends_every_watch() -> None:
+    async with House() as house:
+        talker = await house.talker(llm(8))
+        painter = await house.seat(image(6, name="a"))
+        second = await house.seat(image(6, name="b"))
+        background = await house.seat(image(1, name="c", background=True))
+        house.leases.close()
+        for seat in (painter, second, background):
+            with pytest.raises(ServerError):
+                await seat.tenancy.granted()
+            assert seat.state is WAITING
+        await settle()
+        assert all(seat.over for seat in (talker.seat, painter, second, background))
+        assert (talker.seat.state, talker.stays) == (GRANTED, 1)
+        with pytest.raises(ServerError):
+            await house.seat(image(1, name="late"))
+        assert house.open() == [talker.seat.now.id]
+        house.leases.close()
+
+
+@instantly
+async def test_a_service_that_stops_while_it_measures_grants_nothing() -> None:
+    async with House() as house:
+        house.machine.may_look.clear()
+        painter = await house.seat(image(1))
+        await house.machine.looking.wait()
+        house.machine.may_look.set()
+        house.leases.close()
+        with pytest.raises(ServerError):
+            await painter.tenancy.granted()
+        await settle()
+        assert (painter.state, house.open()) == (WAITING, [])
+
+
+@instantly
+async def test_a_service_that_stops_keeps_nobody_waiting_who_was_to_leave() -> None:
+    async with House() as house:
+        old = await house.tenant(image(10, name="a"))
+        await house.seat(image(10, name="b"))
+        assert old.state is RECLAIM
+        house.leases.close()
+        await settle()
+        assert (old.over, old.state) == (True, GRANTED)
+
+
+def test_memory_that_can_not_be_measured_is_refused_and_the_next_is_served(caplog: pytest.LogCaptureFixture) -> None:
+    @instantly
+    async def scenario() -> None:
+        async with House() as house:
+            for request in (image(1), llm(1, background=True), image(1, resident=True)):
+                house.machine.broken = OSError("no such device: secret")
+                seat = await house.seat(request)
+                with pytest.raises(ServerError) as caught:
+                    await seat.tenancy.granted()
+                assert "secret" not in caught.value.message
+                assert (seat.over, house.open()) == (True, [])
+                house.machine.broken = None
+                await (await house.seat(request)).leave()
+                await settle()
+
+    scenario()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 3
+    assert all(record.exc_info is not None for record in caplog.records)
+
+
+@instantly
+async def test_a_reason_of_the_domain_is_passed_on_as_it_is() -> None:
+    async with House() as house:
+        house.machine.broken = ServerBusyError("The driver has hung up.")
+        seat = await house.seat(image(1))
+        with pytest.raises(ServerBusyError, match="hung up"):
+            await seat.tenancy.granted()
+
+
+@instantly
+async def test_who_looks_at_nothing_leaves_nothing_behind() -> None:
+    async with House() as house:
+        async with house.leases.hold(image(17)):
+            await settle()
+        async with house.leases.hold(image(1)):
+            pass
+        assert house.open() == []
+        assert (await house.seat(image(16))).state is GRANTED

@@ -1,0 +1,146 @@
+"""The file that says which LLM is to run: there and back, and whatever else lies in its place."""
+
+import json
+import os
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes
+from genaid_server.resource.core.fitting.shape import CacheType
+from genaid_server.resource.core.leases.plan import Amount
+from genaid_server.resource.core.llm import saved as module
+from genaid_server.resource.core.llm.config import LlmRequest, Serving
+from genaid_server.resource.core.llm.saved import FILE, SavedFile, SavedLlm
+
+KEY = "sesame-opens-no-door-0815"
+SAVED = SavedLlm(
+    request=LlmRequest(
+        "talker",
+        LlmWishes(context_size=4096, cache_type_k=CacheType.Q8_0, experts_on_cpu=True),
+        Serving(port=0, host="127.0.0.2", api_key=KEY, memory_map=False, memory_lock=True),
+    ),
+    llm=LlmConfig(
+        threads=3,
+        gpu_layers=7,
+        context_size=4096,
+        parallel=2,
+        flash_attention=True,
+        cache_type_k=CacheType.Q8_0,
+        cache_type_v=CacheType.F16,
+        experts_on_cpu=True,
+    ),
+    reasons={"threads": "Three cores are idle."},
+    amount=Amount(123_456_789_012, 98_765_432_109),
+    port=40_123,
+    offloaded_at=1_700_000_000.25,
+    reason="A picture, «größer».",
+    slots={0: 512, 3: 7},
+)
+
+
+def file_in(folder: Path) -> Path:
+    return folder / FILE
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_every_field_comes_back(tmp_path: Path) -> None:
+    plain = SavedLlm(LlmRequest("talker"), SAVED.llm, {}, Amount(), 0)
+    assert all(
+        getattr(SAVED, each.name) != getattr(plain, each.name) for each in fields(SavedLlm) if each.name != "llm"
+    )
+    for saved in (SAVED, plain):
+        SavedFile(tmp_path).write(saved)
+        found = SavedFile(tmp_path).read()
+        assert found == saved
+        assert found is not None
+        assert found.request.serving.api_key == saved.request.serving.api_key  # which a repr would not show
+
+
+def test_what_is_written_later_takes_its_place(tmp_path: Path) -> None:
+    file = SavedFile(tmp_path / "data")  # a folder that is not there yet
+    file.write(SAVED)
+    file.write(replace(SAVED, offloaded_at=None, slots={}))
+    assert file.read() == replace(SAVED, offloaded_at=None, slots={})
+    assert names(tmp_path / "data") == [FILE]
+
+
+def test_what_is_removed_is_gone(tmp_path: Path) -> None:
+    file = SavedFile(tmp_path)
+    file.write(SAVED)
+    file.remove()
+    assert (file.read(), names(tmp_path)) == (None, [])
+    file.remove()  # again
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_only_its_owner_may_read_the_key(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        SavedFile(tmp_path).write(SAVED)
+    finally:
+        os.umask(before)
+    assert KEY in file_in(tmp_path).read_text()
+    assert file_in(tmp_path).stat().st_mode & 0o777 == 0o600
+
+
+def written() -> dict[str, object]:
+    return json.loads(module._ADAPTER.dump_json(SAVED))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 100,
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"model": "talker"}',
+        json.dumps(written()).encode()[:-1],
+        json.dumps(written() | {"port": "no number"}).encode(),
+        json.dumps(written() | {"llm": None}).encode(),
+        json.dumps(written() | {"slots": {"first": 1}}).encode(),
+        "größer".encode("latin-1"),
+        b"[" * 100_000,
+    ],
+)
+def test_what_makes_no_sense_is_no_llm(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    file_in(tmp_path).write_bytes(content)
+    assert SavedFile(tmp_path).read() is None
+    assert "can't be told from llm.json" in caplog.text
+    SavedFile(tmp_path).write(SAVED)
+    assert SavedFile(tmp_path).read() == SAVED
+
+
+def test_that_there_is_none_is_not_worth_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert SavedFile(tmp_path).read() is None
+    assert caplog.text == ""
+
+
+def test_the_key_is_not_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = json.dumps(written() | {"port": KEY}).encode()
+    file_in(tmp_path).write_bytes(content)
+    assert SavedFile(tmp_path).read() is None
+    assert KEY not in caplog.text
+    assert KEY not in repr(SAVED)
+
+
+def test_a_disk_that_refuses_costs_a_word_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = file_in(tmp_path)
+    folder.mkdir()  # in the place of the file
+    file = SavedFile(tmp_path)
+    file.write(SAVED)
+    assert file.read() is None
+    file.remove()
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "the LLM that runs can't be kept in llm.json",
+        "the LLM that ran before can't be told from llm.json",
+        "llm.json can't be removed",
+    ]
+    assert names(tmp_path) == [FILE]
