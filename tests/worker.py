@@ -41,7 +41,7 @@ async def image_worker(
             "data_dir": data_dir,
             "resource": {"listen": "127.0.0.1:0"},
             "memory": dict(memory or {}),
-            "image": {"listen": "127.0.0.1:0", **settings},
+            "image": {"listen": "127.0.0.1:0", "threads": 1, **settings},
         }
     )
     async with (

@@ -43,7 +43,7 @@ def main() -> None:
     from cyllama import sd
 
     before = psutil.Process().memory_info().rss
-    params = sd.SDContextParams(n_threads=2)
+    params = sd.SDContextParams(n_threads=1)
     for name, path in options.files.items():
         setattr(params, name, path)
     params.eager_load = True

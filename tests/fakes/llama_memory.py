@@ -43,7 +43,7 @@ def start(options: argparse.Namespace) -> Any:
     params.flash_attn_type = (
         kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED if options.no_flash_attention else kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED
     )
-    params.cpuparams.n_threads = 2
+    params.cpuparams.n_threads = 1
     params.fit_params = False
     params.ctx_shift = False
     params.cache_ram_mib = 0  # keeps no prompts besides those in the slots

@@ -114,7 +114,7 @@ async def test_a_seed_repeats_an_image_and_a_random_one_is_reported(worker: Work
 
 async def test_the_engine_knows_every_sampler(worker: Worker) -> None:
     for sampler in Sampler:
-        created = await worker.images.create_generation(replace(TINY, sampler=sampler))
+        created = await worker.images.create_generation(replace(TINY, sampler=sampler, steps=1, cfg_scale=1))
         done = await finish(worker, created.id)
         assert done.state is GenerationState.COMPLETE, (sampler, done.error)
 
@@ -148,7 +148,7 @@ async def test_a_caller_that_leaves_a_watch_leaves_the_generation_alone(worker: 
 
 
 async def test_a_large_image_travels_in_chunks(worker: Worker) -> None:
-    created = await worker.images.create_generation(replace(TINY, width=768, height=768, steps=1))
+    created = await worker.images.create_generation(replace(TINY, width=640, height=640, steps=1, cfg_scale=1))
     done = await finish(worker, created.id)
     async with grpc.aio.insecure_channel(worker.image_address) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
@@ -299,7 +299,7 @@ async def test_the_engine_is_started_stopped_and_watched(worker: Worker) -> None
 async def test_another_model_does_not_interrupt_an_image(worker: Worker) -> None:
     created = await worker.images.create_generation(LONG)
     with pytest.raises(ServerBusyError, match="middle of an image"):
-        await worker.images.start_engine("genaid-demo-diffusion-random-weights", threads=1, replace=True)
+        await worker.images.start_engine("genaid-demo-diffusion-random-weights", threads=2, replace=True)
     await worker.images.cancel_generation(created.id)
 
 

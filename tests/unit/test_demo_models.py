@@ -20,7 +20,7 @@ from cyllama.sd import SDContext, SDContextParams
 
 answer, files = sys.argv[1:]
 params = SDContextParams()
-params.n_threads = 2
+params.n_threads = 1
 for name, path in json.loads(files).items():
     setattr(params, name, path)
 context = SDContext(params)

@@ -220,7 +220,7 @@ class TestMeasured:
 
     def test_what_does_not_fit_is_as_large_as_it_was_measured(self) -> None:
         room = Capacity(GIB)
-        measured = {each: 90 * GIB for each in (CPU, replace(CPU, vae_tiling=True))}
+        measured = dict.fromkeys((CPU, replace(CPU, vae_tiling=True)), 90 * GIB)
         assert choose(flux(), 17 * GIB, CPU, room, 0, measured.get).amount == Amount(90 * GIB, 0)
 
 
