@@ -50,6 +50,7 @@ class Step(StrEnum):
 SERVICES: Final = {Victim.MANAGER: Part.MANAGER, Victim.WORKER: Part.WORKER, Victim.GATEWAY: Part.GATEWAY}
 # In turn on the way out and on the way back, which begins with a whole image: it shows what was overcome before.
 ALL: Final = (Step.DRAINING, Step.COMPLETE, Step.LOADING, Step.RELOADING, Step.DIFFUSING, Step.BACK)
+BACK_WITHIN: Final = 15.0  # seconds; the promise itself, not an expectation of the machine
 CUT_OFF: Final = {Victim.GATEWAY: {0}, Victim.MANAGER: {200, 503}}
 """What callers of the gateway get whose chat is cut off; to the others it is answered."""
 
@@ -123,7 +124,8 @@ async def strike(services: ThreeServices, victim: Victim, pid: int | None) -> No
 
 async def assert_overcome(services: ThreeServices, scene: Scene, victim: Victim, before: Llm) -> None:
     """The LLM is back as it was, and the generation and the chat have an end."""
-    llm = await services.back(scene.pids.get(Victim.LLM) if victim is Victim.LLM else None)
+    async with asyncio.timeout(BACK_WITHIN):
+        llm = await services.back(scene.pids.get(Victim.LLM) if victim is Victim.LLM else None)
     assert (llm.model_id, llm.config, llm.serving, llm.port) == (
         before.model_id,
         before.config,

@@ -25,7 +25,7 @@ from genaid_client import (
 from genaid_server.image import main as image
 from genaid_server.kit import config as configuration
 from genaid_server.resource import main as resource
-from llm_service import free_port
+from llm_service import engines, free_port
 from worker import TINY, Worker, children, image_worker, install
 
 PATIENCE = 30.0  # seconds; a bound for a machine that is busy, not an expectation
@@ -70,7 +70,7 @@ async def test_a_lease_is_held_for_as_long_as_the_engine_is_there(tmp_path: Path
         assert second.ram_bytes > first.ram_bytes
         assert (await worker.images.get_engine()).pid == pid
         await worker.images.stop_engine()
-        assert children() == []
+        assert engines() == []
         assert await leases(worker.models, lambda found: not found) == []
 
 
@@ -94,7 +94,7 @@ async def test_a_start_that_can_not_fit_says_what_there_is(tmp_path: Path, demo_
         with pytest.raises(InsufficientResourcesError) as refusal:
             await worker.images.start_engine(model.id)
         assert int(refusal.value.metadata["required"]) > int(refusal.value.metadata["available"])
-        assert children() == []
+        assert engines() == []
 
 
 async def test_a_manager_that_was_started_again_finds_the_engine_as_a_tenant(
