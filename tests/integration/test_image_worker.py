@@ -148,7 +148,7 @@ async def test_a_caller_that_leaves_a_watch_leaves_the_generation_alone(worker: 
 
 
 async def test_a_large_image_travels_in_chunks(worker: Worker) -> None:
-    created = await worker.images.create_generation(replace(TINY, width=608, height=608, steps=1, cfg_scale=1))
+    created = await worker.images.create_generation(replace(TINY, width=672, height=672, steps=1, cfg_scale=1))
     done = await finish(worker, created.id)
     async with grpc.aio.insecure_channel(worker.image_address) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
