@@ -40,12 +40,19 @@ class Rig:
     worker_life: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def stop_worker(self) -> None:
-        """Let the worker go away."""
+        """Let the worker go away, and the gateway find out."""
         await self.worker_life.aclose()
+        await until(lambda: self.health_is(503))
+        await until(lambda: not running("_follow"))
 
     async def start_worker(self) -> None:
         """Let it come back to the same address."""
         await self.worker_life.enter_async_context(self.worker.serve(self.worker_address))
+
+    async def health_is(self, status: int) -> bool:
+        """Whether that is what it answers to a health check."""
+        async with self.http.get("/health") as answer:
+            return answer.status == status
 
     async def post(self, **fields: Any) -> str:
         """Ask for a generation; returns its id."""

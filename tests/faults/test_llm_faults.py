@@ -1,12 +1,13 @@
 """LLM engines that die, hang and lie, files that rot, and services that are killed; with real processes."""
 
 import asyncio
-import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from genaid_client import (
     ServerError,
     ServerState,
 )
+from genaid_server.kit import frames
 from genaid_server.kit.logbook import MAX_LINE
+from genaid_server.resource.core.fitting import plan
 from genaid_server.resource.core.llm import process
+from genaid_server.resource.core.llm.config import EngineConfig, Serving
 from llm_service import FakeProgram, LlmService, alive, ask, chat, engines, fake_program, free_port, llm_service
 from support import running_genaid
 from worker import children
@@ -79,7 +83,7 @@ def send(llm: Llm, number: int) -> None:
 
 async def order(llm: Llm, path: str) -> None:
     """Tell the fake program what to do; it may die of it before it answers."""
-    with contextlib.suppress(aiohttp.ClientError):
+    with suppress(aiohttp.ClientError):
         await ask(llm, "POST", path)
 
 
@@ -239,6 +243,46 @@ async def test_a_port_that_is_taken_after_the_check(tmp_path: Path, demo_models:
     assert children() == []
 
 
+def test_the_real_engine_says_all_it_has_to_say_before_it_ends(tmp_path: Path) -> None:
+    """Whoever reads its log may be slow; the cause of its failure is the last that it says."""
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"nonsense")
+    config = EngineConfig(
+        model_id="llm",
+        model_path=broken,
+        size_bytes=8,
+        llm=plan.LlmConfig(threads=1, gpu_layers=0, context_size=256),
+        serving=Serving(),
+        separates_reasoning=False,
+        slot_save_path=tmp_path,
+    )
+    reading, writing = os.pipe()
+    filled = fill(writing)
+    with (
+        os.fdopen(reading, "rb") as log,
+        subprocess.Popen(process.BUILT_IN, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=writing) as engine,
+    ):
+        os.close(writing)
+        assert engine.stdin is not None
+        assert engine.stdout is not None
+        engine.stdin.write(frames.encode(process.load_command(config)))
+        engine.stdin.flush()
+        assert b"failed" in os.read(engine.stdout.fileno(), 4096)
+        assert b"failed to load model" in log.read()[filled:]
+        assert engine.wait() == 1
+
+
+def fill(pipe: int) -> int:
+    """Write to a pipe until it takes no more; returns how many bytes that were."""
+    os.set_blocking(pipe, False)
+    filled = 0
+    with suppress(BlockingIOError):
+        while True:
+            filled += os.write(pipe, bytes(4096))
+    os.set_blocking(pipe, True)
+    return filled
+
+
 async def test_a_program_whose_port_is_taken_after_the_check(
     tmp_path: Path, demo_models: DemoModels, program: FakeProgram
 ) -> None:
@@ -336,7 +380,7 @@ async def test_a_file_that_is_cut_off_under_it(service: LlmService) -> None:
     llm = await service.client.start_llm("llm", config=SMALL)
     (model,) = await service.client.list_models()
     os.truncate(model.path, model.size_bytes // 2)
-    with contextlib.suppress(aiohttp.ClientError):
+    with suppress(aiohttp.ClientError):
         await chat(llm)  # the mapped half is gone with the file, and so may be the engine
     with pytest.raises(ServerError, match="corrupted or incomplete"):
         await service.client.restart_llm()

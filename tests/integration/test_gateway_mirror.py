@@ -181,18 +181,12 @@ async def test_while_the_worker_is_away(api: Rig) -> None:
         assert answer.status == 200
 
 
-async def health_is(api: Rig, status: int) -> bool:
-    async with api.http.get("/health") as answer:
-        return answer.status == status
-
-
 async def test_a_worker_that_comes_back_without_its_memory(api: Rig) -> None:
     generation_id = await api.post()
     await api.stop_worker()
     api.worker.forget_all()
-    assert await health_is(api, 503)
     await api.start_worker()
-    await until(lambda: health_is(api, 200))
+    await until(lambda: api.health_is(200))
     assert (await api.poll(generation_id))[0] == 404
     assert await api.post()
     await until(lambda: api.worker.watching["WatchEngine"] == 1)
@@ -205,7 +199,7 @@ async def test_a_worker_that_was_cut_off_for_a_while(api: Rig) -> None:
     await api.stop_worker()
     assert (await api.poll(generation_id))[0] == 503
     await api.start_worker()
-    await until(lambda: health_is(api, 200))
+    await until(lambda: api.health_is(200))
     api.worker.finish(generation_id, png())
     assert (await api.poll(generation_id))[1]["status"] == "complete"
 
@@ -216,9 +210,9 @@ async def test_a_gateway_that_is_there_before_its_worker() -> None:
         pass
     async with gateway(worker_address) as address, aiohttp.ClientSession(f"http://{address}") as http:
         api = Rig(worker, worker_address, address, http, Clock())
-        assert await health_is(api, 503)
+        assert await api.health_is(503)
         async with worker.serve(worker_address):
-            await until(lambda: health_is(api, 200))
+            await until(lambda: api.health_is(200))
             assert await api.post()
 
 

@@ -15,6 +15,7 @@ from genaid_client import (
     ConnectionFailedError,
     Generation,
     GenerationState,
+    ImageNeed,
     InsufficientResourcesError,
     Lease,
     LeaseState,
@@ -72,6 +73,22 @@ async def test_a_lease_is_held_for_as_long_as_the_engine_is_there(tmp_path: Path
         await worker.images.stop_engine()
         assert engines() == []
         assert await leases(worker.models, lambda found: not found) == []
+
+
+async def test_once_an_image_was_made_its_size_is_measured(tmp_path: Path, demo_models: DemoModels) -> None:
+    async with image_worker(tmp_path, keep_alive_seconds=0) as worker:
+        model = await install(worker, demo_models.diffusion)
+        need = ImageNeed(model.id, 64, 64)
+        estimated = await worker.models.plan_image_generation(need)
+        assert not estimated.measured
+        created = await worker.images.create_generation(TINY)
+        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
+        assert await leases(worker.models, lambda found: not found) == []  # it has told all before it left
+        measured = await worker.models.plan_image_generation(need)
+        assert measured.measured
+        assert 0.8 * estimated.ram_bytes < measured.ram_bytes < estimated.ram_bytes + 100 * 2**20
+        other = await worker.models.plan_image_generation(replace(need, width=128))
+        assert not other.measured
 
 
 async def test_what_can_not_fit_is_refused_and_the_engine_stays(tmp_path: Path, demo_models: DemoModels) -> None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import DemoModels
 from genaid_client import (
     InsufficientResourcesError,
+    Lease,
     LeaseState,
     Llm,
     LlmConfig,
@@ -41,6 +42,7 @@ from scarce import (
     Place,
     draining,
     evaluated,
+    made_room,
     messages,
     offloaded,
     talking,
@@ -147,6 +149,33 @@ async def test_it_makes_room_and_comes_back_as_it_was(service: LlmService, place
         *("engine started", "engine ready", "makes room", "engine offloaded", "engine started", "engine ready"),
         "it is back",
     ]
+
+
+async def test_once_it_has_worked_its_size_is_measured(service: LlmService) -> None:
+    """At the next start as well; one that was never asked anything has not shown what it takes."""
+
+    async def lease() -> Lease:
+        (held,) = (await service.client.list_leases()).leases
+        return held
+
+    before = await service.client.start_llm("talker", config=WISHES)
+    estimated = await lease()
+    assert not estimated.measured
+    async with made_room(service, before):
+        pass
+    idle = await service.back(generation=2)
+    assert not (await lease()).measured
+    await evaluated(idle, STORIES[0])
+    async with made_room(service, idle):
+        pass
+    await service.back(generation=3)
+    measured = await lease()
+    assert measured.measured
+    # The estimate leaves out what the process takes before it loads anything: some tens of MiB.
+    assert 0.5 * estimated.ram_bytes < measured.ram_bytes < estimated.ram_bytes + 100 * 2**20
+    await service.client.stop_llm()
+    await service.client.start_llm("talker", config=WISHES)
+    assert (await lease()).ram_bytes == measured.ram_bytes
 
 
 async def test_a_request_in_flight_is_answered_whole(service: LlmService) -> None:

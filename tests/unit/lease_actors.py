@@ -4,6 +4,7 @@ Everybody is cooperative: engines take no more than they were granted, and leave
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -208,7 +209,7 @@ class Session:
         return self.tenancy.lease.value
 
 
-class Actor:
+class Actor(ABC):
     """Somebody who runs an engine."""
 
     leave: Leave | None = None
@@ -312,9 +313,9 @@ class Actor:
             self._past.append(self.engine)
             self.engine = None
 
+    @abstractmethod
     async def stay(self, session: Session) -> None:
         """Return when the lease is over or is to be given back."""
-        raise NotImplementedError
 
 
 class Painter(Actor):

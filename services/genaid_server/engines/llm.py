@@ -117,7 +117,7 @@ def main() -> None:
         server = xllamacpp.Server(parameters(command))
     except (RuntimeError, ValueError, MemoryError) as error:
         outgoing.write(frames.encode({"event": "failed", "message": str(error)}))
-        os._exit(1)
+        sys.exit(1)  # an ordinary end: the library logs in a thread of its own, and only then writes the rest
     port = int(server.listening_address.rpartition(":")[2])
     outgoing.write(frames.encode({"event": "ready", "port": port}))
     threading.Event().wait()  # until stdin ends, or a signal

@@ -5,7 +5,7 @@ from genaid_server.kit.logbook import Level, LogRecord
 from genaid_server.kit.supervisor import State
 from genaid_server.resource.convert.system import FIELDS, config_to_pb, wishes_from_pb
 from genaid_server.resource.convert.times import duration_to_pb, time_to_pb
-from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest, Serving
+from genaid_server.resource.core.llm.config import LlmRequest, Serving
 from genaid_server.resource.core.llm.server import HealthState, LlmInfo
 
 _STATES = {each: llm_pb2.ServerState.Value(f"SERVER_STATE_{each.name}") for each in State}
@@ -39,7 +39,7 @@ def llm_to_pb(info: LlmInfo) -> llm_pb2.Llm:
         load_percentage=_load_percentage(info),
         last_event=llm_pb2.LlmEvent.Value(f"LLM_EVENT_{(life.event or 'unspecified').upper()}"),
         config=config_to_pb(config.llm) if config else None,
-        serving=_serving_to_pb(config) if config else None,
+        serving=serving_to_pb(config.serving) if config else None,
         separates_reasoning=bool(config and config.separates_reasoning),
         variant=config.variant if config else "",
         generation=info.generation,
@@ -70,8 +70,8 @@ def _serving_from_pb(serving: llm_pb2.LlmServing, default_port: int) -> Serving:
     )
 
 
-def _serving_to_pb(config: EngineConfig) -> llm_pb2.LlmServing:
-    serving = config.serving
+def serving_to_pb(serving: Serving) -> llm_pb2.LlmServing:
+    """How it serves, for callers: without its key."""
     return llm_pb2.LlmServing(
         port=serving.port, host=serving.host, memory_map=serving.memory_map, memory_lock=serving.memory_lock
     )

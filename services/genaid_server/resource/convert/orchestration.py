@@ -1,27 +1,27 @@
 """Leases, plans and the offloaded LLM, both ways."""
 
-from genaid.resource.v1 import llm_pb2, orchestration_pb2
+from genaid.resource.v1 import orchestration_pb2
+from genaid_server.resource.convert.llm import serving_to_pb
 from genaid_server.resource.convert.system import config_to_pb
 from genaid_server.resource.convert.times import duration_to_pb, time_to_pb
+from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, Placement, State
 from genaid_server.resource.core.leases.plan import Departure, Kind, MemoryKind, Plan
 from genaid_server.resource.core.leases.ways import CPU, ImageNeed
-from genaid_server.resource.core.llm.config import Serving
 from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
 
 _MEMORY_KINDS = {each: orchestration_pb2.MemoryKind.Value(f"MEMORY_KIND_{each.name}") for each in MemoryKind}
 _TENANT_KINDS = {each: orchestration_pb2.TenantKind.Value(f"TENANT_KIND_{each.name}") for each in Kind}
 _STATES = {each: orchestration_pb2.LeaseState.Value(f"LEASE_STATE_{each.name}") for each in State}
 _PHASES = {each: orchestration_pb2.OffloadedLlm.Phase.Value(f"PHASE_{each.name}") for each in Phase}
-_EDGE = 512  # pixels, where none are given
 
 
 def need_from_pb(need: orchestration_pb2.ImageNeed) -> ImageNeed:
     """What an image engine is to do; the core checks it."""
     return ImageNeed(
         model_id=need.model_id,
-        width=need.width or _EDGE,
-        height=need.height or _EDGE,
+        width=need.width or DEFAULT_EDGE,
+        height=need.height or DEFAULT_EDGE,
         variant=need.variant or CPU,
         flash_attention=need.flash_attention,
         vae_tiling=need.vae_tiling,
@@ -79,7 +79,7 @@ def offloaded_to_pb(llm: OffloadedLlm) -> orchestration_pb2.OffloadedLlm:
     return orchestration_pb2.OffloadedLlm(
         model_id=llm.model_id,
         config=config_to_pb(llm.config),
-        serving=_serving_to_pb(llm.serving),
+        serving=serving_to_pb(llm.serving),
         was_running=llm.was_running,
         save_time=time_to_pb(llm.saved_at),
         reason=llm.reason,
@@ -109,10 +109,4 @@ def _departure_to_pb(departure: Departure) -> orchestration_pb2.Departure:
         ram_bytes=tenant.amount.ram,
         vram_bytes=tenant.amount.vram,
         reason=departure.reason,
-    )
-
-
-def _serving_to_pb(serving: Serving) -> llm_pb2.LlmServing:
-    return llm_pb2.LlmServing(
-        port=serving.port, host=serving.host, memory_map=serving.memory_map, memory_lock=serving.memory_lock
     )

@@ -7,7 +7,8 @@ from genaid.resource.v1 import orchestration_pb2, orchestration_pb2_grpc
 from genaid_server.kit.errors import InvalidRequestError, ServerError
 from genaid_server.kit.paging import page
 from genaid_server.resource.convert import orchestration as convert
-from genaid_server.resource.core.leases.images import ImageNeeds, check_size
+from genaid_server.resource.core.fitting.wishes import check_size
+from genaid_server.resource.core.leases.images import ImageNeeds
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
 from genaid_server.resource.core.leases.leases import Leases
 from genaid_server.resource.core.leases.plan import Amount, Kind

@@ -12,18 +12,15 @@ from genaid_server.resource.core.fitting.footprint import Need
 from genaid_server.resource.core.fitting.plan import Fit, LlmWishes, Recommendation
 from genaid_server.resource.core.fitting.shape import Pooling
 from genaid_server.resource.core.fitting.shapes import Shapes
-from genaid_server.resource.core.fitting.wishes import check_wishes
+from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE, check_size, check_wishes
 from genaid_server.resource.core.leases.plan import Amount
 from genaid_server.resource.core.model import Model, ModelType
 from genaid_server.resource.core.models import ModelStore
 from genaid_server.resource.core.system.facts import Hardware, Memory, Ram
 from genaid_server.resource.core.system.survey import Survey
 
-SMALLEST_EDGE: Final = 64  # pixels
-LARGEST_EDGE: Final = 8192
 DEFAULT_CONTEXT: Final = 4096  # tokens
 DEFAULT_PARALLEL: Final = 4
-DEFAULT_EDGE: Final = 512
 
 _NO_WISHES: Final = LlmWishes()
 _NO_GPU_SUPPORT: Final = "The installed build of the LLM engine computes on the processor alone."
@@ -239,9 +236,6 @@ def _cores(hardware: Hardware) -> int:
 
 
 def _image_size(width: int | None, height: int | None) -> tuple[int, int]:
-    for field, edge in (("width", width), ("height", height)):
-        if edge is not None and not SMALLEST_EDGE <= edge <= LARGEST_EDGE:
-            raise InvalidRequestError(
-                f"{field} must be between {SMALLEST_EDGE} and {LARGEST_EDGE} pixels, not {edge}", field=field
-            )
-    return width or DEFAULT_EDGE, height or DEFAULT_EDGE
+    size = DEFAULT_EDGE if width is None else width, DEFAULT_EDGE if height is None else height
+    check_size(*size)
+    return size

@@ -1,4 +1,4 @@
-"""Checks what a caller has decided about how a language model is to run."""
+"""Checks what a caller has decided about how a model is to run."""
 
 from typing import Final
 
@@ -11,6 +11,10 @@ BLOCK: Final = 32
 
 MIN_CONTEXT: Final = 32
 MAX_CONTEXT: Final = 2**24
+
+SMALLEST_EDGE: Final = 64  # pixels
+LARGEST_EDGE: Final = 8192
+DEFAULT_EDGE: Final = 512
 
 _RANGES: Final = (
     ("threads", "threads", 1, 512),
@@ -30,6 +34,15 @@ def check_wishes(wishes: LlmWishes, shape: LlmShape | None = None) -> None:
     for field, cache in (("cache_type_k", wishes.cache_type_k), ("cache_type_v", wishes.cache_type_v)):
         if cache not in (None, CacheType.F16):
             _check_quantized(field, f"{field} {cache}", wishes, shape)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises InvalidRequestError for edges, in pixels, that no image has."""
+    for field, edge in (("width", width), ("height", height)):
+        if not SMALLEST_EDGE <= edge <= LARGEST_EDGE:
+            raise InvalidRequestError(
+                f"{field} must be between {SMALLEST_EDGE} and {LARGEST_EDGE} pixels, not {edge}", field=field
+            )
 
 
 def whole_blocks(shape: LlmShape) -> bool:

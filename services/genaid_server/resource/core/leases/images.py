@@ -5,9 +5,9 @@ from typing import Final
 
 from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError
 from genaid_server.resource.core.fitting import capacity
-from genaid_server.resource.core.fitting.advisor import LARGEST_EDGE, SMALLEST_EDGE
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
 from genaid_server.resource.core.fitting.shapes import Shapes
+from genaid_server.resource.core.fitting.wishes import check_size
 from genaid_server.resource.core.leases.lease import LLM_TENANT, Lease, LeaseRequest
 from genaid_server.resource.core.leases.plan import Kind
 from genaid_server.resource.core.leases.usage import Usage, image_key
@@ -114,15 +114,6 @@ class ImageNeeds:
             names = ", ".join(model.id for model in installed[:_NAMED])
             raise ModelNotFoundError(f"Several diffusion models are installed ({names}). Name one of them.")
         return installed[0]
-
-
-def check_size(width: int, height: int) -> None:
-    """Raises InvalidRequestError for edges, in pixels, that no image has."""
-    for field, edge in (("width", width), ("height", height)):
-        if not SMALLEST_EDGE <= edge <= LARGEST_EDGE:
-            raise InvalidRequestError(
-                f"{field} must be between {SMALLEST_EDGE} and {LARGEST_EDGE} pixels, not {edge}", field=field
-            )
 
 
 def _check_need(need: ImageNeed) -> None:

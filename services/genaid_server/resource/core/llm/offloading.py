@@ -206,6 +206,7 @@ class Offloading:
         """Try to, `delay` seconds from now, unless somebody has given up on it or that is under way already."""
         if self.offloaded and not self._closing and (self._returning is None or self._returning.done()):
             self._returning = asyncio.create_task(self._return(delay), name="LLM return")
+            self._returning.add_done_callback(_tell_of_failure)
 
     async def hurry(self) -> None:
         """Somebody starts it now: don't wait in the background any more."""
@@ -214,16 +215,14 @@ class Offloading:
             self._phase = Phase.OFFLOADED
             self._on_change()
 
-    async def give_up(self) -> bool:
-        """Forget what is to run; True where it was offloaded. A start under way is not ended by this."""
-        was_offloaded = self.offloaded
+    async def give_up(self) -> None:
+        """Forget what is to run. A start under way is not ended by this."""
         await self._end_return()
         if self._saved is not None:
             self._discard()
         self._saved, self._failure = None, None
         self._file.remove()
         self._on_change()
-        return was_offloaded
 
     def closing(self) -> None:
         """The service is about to stop: no room is made any more, and nothing comes back."""
@@ -283,3 +282,9 @@ class Offloading:
     def _discard(self) -> None:
         if self._saved is not None:
             discard(self._settings.slots / self._saved.request.model_id)
+
+
+def _tell_of_failure(returning: "asyncio.Task[None]") -> None:
+    """Nobody awaits the result: what was not foreseen must not be silent."""
+    if not returning.cancelled() and (error := returning.exception()) is not None:
+        log.error("bringing the LLM back failed unexpectedly", exc_info=error)

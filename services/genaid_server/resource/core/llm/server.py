@@ -25,34 +25,31 @@ from genaid_server.kit.errors import (
 )
 from genaid_server.kit.logbook import Level, Logbook
 from genaid_server.kit.model_lock import held, lock_of
-from genaid_server.kit.process_memory import peak_private_bytes
 from genaid_server.kit.supervisor import Report, RestartPolicy, Snapshot, State, Supervisor
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.fitting.advisor import Advisor
-from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.leases.lease import LLM_TENANT, LeaseRequest
+from genaid_server.resource.core.leases.lease import LeaseRequest
 from genaid_server.resource.core.leases.leases import Leases
-from genaid_server.resource.core.leases.plan import Amount, Kind
-from genaid_server.resource.core.leases.usage import Usage, llm_key
+from genaid_server.resource.core.leases.plan import Kind
+from genaid_server.resource.core.leases.usage import Usage
 from genaid_server.resource.core.llm.config import (
     EngineConfig,
     LlmRequest,
     Serving,
     check_serving,
 )
-from genaid_server.resource.core.llm.devices import engine_gpus
+from genaid_server.resource.core.llm.deciding import SLOTS, Decider, Decision
 from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
 from genaid_server.resource.core.llm.offloading import Offloading, OffloadSettings
-from genaid_server.resource.core.llm.process import BUILT_IN, LlmProcess, llm_process
+from genaid_server.resource.core.llm.process import LlmProcess, llm_process
 from genaid_server.resource.core.llm.saved import SavedFile, SavedLlm
 from genaid_server.resource.core.llm.slots import Endpoint, SlotsApi
 from genaid_server.resource.core.llm.watchdog import Watchdog
-from genaid_server.resource.core.model import Model, ModelType
+from genaid_server.resource.core.model import Model
 from genaid_server.resource.core.models import ModelStore
 
 NAME: Final = "LLM engine"
-SLOTS: Final = "slots"  # the folder of saved prompt caches
 
 
 class EngineApi(SlotsApi, Protocol):
@@ -102,15 +99,6 @@ class LlmSettings:
     settle_delay: float = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """What was last decided to run."""
-
-    request: LlmRequest
-    config: EngineConfig
-    reasons: Mapping[str, str]
-
-
 class Llm:
     """The LLM engine; use it as an async context manager, which ends the child.
 
@@ -127,10 +115,13 @@ class Llm:
         usage: Usage,
         settings: LlmSettings,
     ) -> None:
-        self._store, self._advisor, self._logbook, self._api = store, advisor, logbook, api
-        self._leases, self._usage, self._settings = leases, usage, settings
+        self._advisor, self._logbook, self._api = advisor, logbook, api
+        self._leases, self._settings = leases, settings
+        self._decider = Decider(
+            store, advisor, usage, settings.data_dir, program=settings.program, command=settings.command
+        )
         self._deciding = asyncio.Lock()
-        self._decision: _Decision | None = None
+        self._decision: Decision | None = None
         self._asking: set[asyncio.Task[LlmProcess]] = set()
         self._generation = 0
         self._stops = 0
@@ -138,7 +129,6 @@ class Llm:
         self._follower: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._failure = ""
-        self._gpus: int | None = None
         self._last_port = 0
         self._supervisor: Supervisor[EngineConfig, LlmProcess] = Supervisor(NAME, self._launch, settings.policy)
         self._watchdog = Watchdog(settings.health_interval, settings.health_failures, logbook, self._publish)
@@ -187,7 +177,7 @@ class Llm:
         """
         self._failure = ""
         check_serving(request.serving)
-        model = self._language_model(request.model_id)
+        model = self._decider.language_model(request.model_id)
         starting = await to_the_end(self._begin(model, request, replace_running))
         await starting
         return self.present()
@@ -204,7 +194,7 @@ class Llm:
                         f"The LLM engine already runs with {self._running_model} or other options; stop it first, or "
                         "have it replaced (genaid llm start --replace)."
                     )
-                decision = await self._decide(model, request)
+                decision = await self._decider.decide(model, request)
                 (await self._leases.plan(self._lease_request(decision.config))).require_possible()
                 self._require_port(decision.config)
                 # Only now: where the way isn't clear, the old one still runs, or comes back.
@@ -257,7 +247,7 @@ class Llm:
                 raise ServerError(
                     "The LLM engine has never been started. Start it with a model: genaid llm start MODEL"
                 )
-            self._language_model(decision.request.model_id)
+            self._decider.language_model(decision.request.model_id)
             await self._offloading.give_up()
             await self._supervisor.stop()
             self._require_port(decision.config)
@@ -356,15 +346,10 @@ class Llm:
         """Take note of what it takes while it has worked."""
         process, config = self._process, self._life.config
         if process is not None and config is not None:
-            private = peak_private_bytes(process.pid)
-            self._usage.learn(_usage_key(config), private + config.mapped_bytes if private else 0)
+            self._decider.learn(config, process.pid)
 
     def _lease_request(self, config: EngineConfig) -> LeaseRequest:
-        known = self._usage.known(_usage_key(config))
-        amount = config.amount
-        if known is not None:  # what fits by the estimate is not refused for having been measured
-            amount = replace(amount, ram=min(known, max(amount.ram, self._leases.total.ram)))
-        return LeaseRequest(LLM_TENANT, Kind.LLM, config.model_id, amount, measured=known is not None)
+        return self._decider.lease_request(config, self._leases.total)
 
     def _settle_delay(self) -> float:
         """How long image engines of other processes have to tell of themselves, where there are any."""
@@ -377,14 +362,12 @@ class Llm:
             self._offloading.recover_nothing()
             return
         try:
-            model = self._language_model(saved.request.model_id)
+            self._decision = self._decider.decided(saved)
         except ModelNotFoundError as error:
             self._logbook.append(Level.WARN, f"what ran before is not brought back: {error.message}")
             self._offloading.recover_nothing()
-            return
-        config = self._engine_config(model, saved.request, saved.llm, saved.amount)
-        self._decision = _Decision(saved.request, config, MappingProxyType(saved.reasons))
-        self._offloading.recover(saved)
+        else:
+            self._offloading.recover(saved)
 
     @property
     def _life(self) -> Snapshot[EngineConfig]:
@@ -409,41 +392,6 @@ class Llm:
                 return HealthState.ERROR
             case _:
                 return HealthState.UNKNOWN
-
-    def _language_model(self, model_id: str) -> Model:
-        model = self._store.get(model_id)
-        if model.type is not ModelType.LLM:
-            raise ModelNotFoundError(
-                f"Model {model_id!r} is no language model, so it can't chat. genaid models list shows what there is.",
-                modelId=model_id,
-            )
-        return model
-
-    async def _decide(self, model: Model, request: LlmRequest) -> _Decision:
-        """Complete what the caller left open. Raises InvalidRequestError, InsufficientResourcesError."""
-        own = self._settings.program
-        given = await self._advisor.choose(model.id, request.wishes, None if own else self._engine_gpus)
-        amount = await self._advisor.amount(given.need)
-        config = self._engine_config(model, request, given.config, amount)
-        return _Decision(request, config, MappingProxyType(dict(given.reasons)))
-
-    def _engine_config(self, model: Model, request: LlmRequest, llm: LlmConfig, amount: Amount) -> EngineConfig:
-        return EngineConfig(
-            model_id=model.id,
-            model_path=model.path,
-            size_bytes=model.size_bytes,
-            llm=llm,
-            serving=request.serving,
-            separates_reasoning=model.supports_reasoning,
-            slot_save_path=self._settings.data_dir / SLOTS / model.id,
-            program=self._settings.program,
-            amount=amount,
-        )
-
-    async def _engine_gpus(self) -> int:
-        if self._gpus is None:
-            self._gpus = await engine_gpus(self._settings.command or BUILT_IN)
-        return self._gpus
 
     def _require_port(self, config: EngineConfig) -> None:
         """Raises PortInUseError where somebody else has the port that is asked for."""
@@ -514,7 +462,3 @@ class Llm:
 
     def _publish(self) -> None:
         self.info.set(self.present())
-
-
-def _usage_key(config: EngineConfig) -> str:
-    return llm_key(config.model_id, config.size_bytes, config.llm, config.serving.memory_map)

@@ -1,0 +1,116 @@
+"""What a language model is run with: a caller's request, completed, and the memory that a lease of it is for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from genaid_server.kit.errors import ModelNotFoundError
+from genaid_server.kit.process_memory import peak_private_bytes
+from genaid_server.resource.core.fitting.advisor import Advisor
+from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.leases.lease import LLM_TENANT, LeaseRequest
+from genaid_server.resource.core.leases.plan import Amount, Kind
+from genaid_server.resource.core.leases.usage import Usage, llm_key
+from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest
+from genaid_server.resource.core.llm.devices import engine_gpus
+from genaid_server.resource.core.llm.process import BUILT_IN
+from genaid_server.resource.core.llm.saved import SavedLlm
+from genaid_server.resource.core.model import Model, ModelType
+from genaid_server.resource.core.models import ModelStore
+
+SLOTS: Final = "slots"  # the folder of saved prompt caches
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to run. `reasons` say why each setting that the caller left open is what it is."""
+
+    request: LlmRequest
+    config: EngineConfig
+    reasons: Mapping[str, str]
+
+
+class Decider:
+    """Completes requests.
+
+    `program` is the user's own llama-server, empty for the built-in engine; `command` the argv of another program that
+    speaks that one's protocol.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        advisor: Advisor,
+        usage: Usage,
+        data_dir: Path,
+        *,
+        program: str = "",
+        command: Sequence[str] = (),
+    ) -> None:
+        self._store, self._advisor, self._usage = store, advisor, usage
+        self._slots, self._program, self._command = data_dir / SLOTS, program, command
+        self._gpus: int | None = None
+
+    def language_model(self, model_id: str) -> Model:
+        """Raises ModelNotFoundError, also for a model that is no language model."""
+        model = self._store.get(model_id)
+        if model.type is not ModelType.LLM:
+            raise ModelNotFoundError(
+                f"Model {model_id!r} is no language model, so it can't chat. genaid models list shows what there is.",
+                modelId=model_id,
+            )
+        return model
+
+    async def decide(self, model: Model, request: LlmRequest) -> Decision:
+        """Complete what the caller left open. Raises InvalidRequestError, InsufficientResourcesError."""
+        given = await self._advisor.choose(model.id, request.wishes, None if self._program else self._engine_gpus)
+        amount = await self._advisor.amount(given.need)
+        config = self._engine_config(model, request, given.config, amount)
+        return Decision(request, config, MappingProxyType(dict(given.reasons)))
+
+    def decided(self, saved: SavedLlm) -> Decision:
+        """What an earlier process has decided. Raises ModelNotFoundError where the model is gone."""
+        model = self.language_model(saved.request.model_id)
+        config = self._engine_config(model, saved.request, saved.llm, saved.amount)
+        return Decision(saved.request, config, MappingProxyType(saved.reasons))
+
+    def lease_request(self, config: EngineConfig, total: Amount) -> LeaseRequest:
+        """What a lease is for: what the engine was seen to take, else the estimate.
+
+        What fits into `total` by its estimate is not refused for having been measured. Where that is not known yet,
+        `total` is nothing.
+        """
+        known = self._usage.known(_usage_key(config))
+        amount = config.amount
+        if known is not None:
+            amount = replace(amount, ram=min(known, max(amount.ram, total.ram or known)))
+        return LeaseRequest(LLM_TENANT, Kind.LLM, config.model_id, amount, measured=known is not None)
+
+    def learn(self, config: EngineConfig, pid: int) -> None:
+        """Take note of what an engine takes that has worked."""
+        private = peak_private_bytes(pid)
+        self._usage.learn(_usage_key(config), private + config.mapped_bytes if private else 0)
+
+    def _engine_config(self, model: Model, request: LlmRequest, llm: LlmConfig, amount: Amount) -> EngineConfig:
+        return EngineConfig(
+            model_id=model.id,
+            model_path=model.path,
+            size_bytes=model.size_bytes,
+            llm=llm,
+            serving=request.serving,
+            separates_reasoning=model.supports_reasoning,
+            slot_save_path=self._slots / model.id,
+            program=self._program,
+            amount=amount,
+        )
+
+    async def _engine_gpus(self) -> int:
+        if self._gpus is None:
+            self._gpus = await engine_gpus(self._command or BUILT_IN)
+        return self._gpus
+
+
+def _usage_key(config: EngineConfig) -> str:
+    return llm_key(config.model_id, config.size_bytes, config.llm, config.serving.memory_map)
