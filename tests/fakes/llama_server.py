@@ -4,7 +4,8 @@ at all.
 GENAID_FAKE_LLAMA holds JSON: `say`, raw text (latin-1) to print while it loads, `times` times; `lines`, a number of
 numbered lines to print as fast as they go; `die` ("signal:NAME" or "exit:CODE"), how it ends instead of loading;
 `deaf`, that it never listens; `never_ready`, that it listens and loads for ever; `ignore_term`; `slots`, the status
-of all that is asked of its slots, 200 unless told; `forgets`, that it takes for ever to restore them.
+of all that is asked of its slots, 200 unless told; `forgets`, that it takes for ever to restore them; `scribbles`, to
+save them.
 
 Each slot has TOKENS tokens, which it saves to a file, and restores if they are there.
 
@@ -62,6 +63,7 @@ class Handler(BaseHTTPRequestHandler):
     health = 503
     slots = 200
     forgets = False
+    scribbles = False
     restored = 0
 
     def log_message(self, *_: object) -> None:
@@ -106,6 +108,9 @@ class Handler(BaseHTTPRequestHandler):
         if Handler.slots != 200:
             self.answer({}, Handler.slots)
         elif action.endswith("?action=save"):
+            if Handler.scribbles:
+                path.write_text("1")
+                threading.Event().wait()
             path.write_text(str(TOKENS))
             self.answer({"n_saved": TOKENS})
         else:
@@ -152,6 +157,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if not plan.get("deaf"):
         Handler.slots, Handler.forgets = plan.get("slots", 200), plan.get("forgets", False)
+        Handler.scribbles = plan.get("scribbles", False)
         listen(int(argument("--port")))
     for _ in range(plan.get("times", 1)):
         write(plan.get("say", "").encode("latin-1"))

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from conftest import DemoModels
+from fakes.gateway import until
 from genaid_client import (
     LeaseState,
     Llm,
@@ -23,6 +24,7 @@ from genaid_client import (
 from genaid_server.resource.core.llm.saved import FILE
 from llm_service import (
     FakeProgram,
+    ImageEngine,
     LlmService,
     ask,
     chat,
@@ -139,6 +141,47 @@ async def test_one_that_dies_while_its_requests_finish_comes_back(service: LlmSe
         assert engines() == []
     after = await service.back(generation=2)
     assert (after.port, after.generation) == (before.port, 2)
+
+
+@posix_only
+async def test_one_that_dies_while_its_caches_are_saved_comes_back_without_them(
+    fake: LlmService, place: Place, program: FakeProgram
+) -> None:
+    program.plan(scribbles=True)
+    before = await fake.client.start_llm("talker", config=TWO)
+    async with saving(fake, place) as engine:
+        program.plan()
+        psutil.Process(before.pid).kill()
+        await engine.until(LeaseState.GRANTED)
+        assert (await offloaded(fake)).saved_tokens == 0
+    after = await fake.back(generation=2)
+    assert (after.port, place.conversations, await ask(after, "GET", "/restored")) == (before.port, [], (200, 0))
+
+
+@posix_only
+async def test_a_service_that_is_killed_while_caches_are_saved_does_without_them(
+    place: Place, program: FakeProgram
+) -> None:
+    program.plan(scribbles=True)
+    async with AsyncExitStack() as longer, place.open(program=program.name) as service:
+        before = await service.client.start_llm("talker", config=TWO)
+        await longer.enter_async_context(saving(service, place))
+        remains = Remains.of(place)
+    assert (place.saved, place.conversations, engines()) == (None, [], [])
+    remains.put_back()
+    program.plan()
+    async with place.open_again(program=program.name) as service:
+        after = await service.back(generation=1)
+        assert (after.port, place.conversations, await ask(after, "GET", "/restored")) == (before.port, [], (200, 0))
+
+
+@asynccontextmanager
+async def saving(service: LlmService, place: Place) -> AsyncIterator[ImageEngine]:
+    """An image engine waits for an LLM whose caches are being saved."""
+    async with service.image_engine() as engine:
+        await engine.until(LeaseState.WAITING)
+        await until(lambda: place.conversations == ["slot-0.bin"])
+        yield engine
 
 
 @posix_only

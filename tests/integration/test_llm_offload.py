@@ -19,6 +19,7 @@ from genaid_client import (
     LlmServing,
     OffloadPhase,
     ServerBusyError,
+    ServerError,
     ServerState,
     TenantKind,
 )
@@ -365,7 +366,8 @@ async def test_an_end_while_a_start_reads_its_caches_is_one(place: Place, progra
         reading = await service.until(lambda llm: llm.generation == 2 and llm.state is ServerState.RUNNING)
         assert not start.done()
         await service.client.stop_llm()
-        await start
+        with pytest.raises(ServerError, match="was stopped"):
+            await start
         await require_gone(service, place, reading)
 
 

@@ -61,7 +61,7 @@ class World:
         self.check()
         free = self.free
         engines = tuple(EngineAmount(each.request.kind, each.request.model_id, each.taken) for each in self.engines)
-        return Measured(self.total, free, engines, free.vram)
+        return Measured(self.total, free, engines, free.vram, self.total.vram)
 
     @property
     def free(self) -> Amount:

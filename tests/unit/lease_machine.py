@@ -72,6 +72,7 @@ class Machine:
     def __init__(self, ram: int = 16, vram: int = 0) -> None:
         self.total = self.free = Amount(ram, vram)
         self.best_gpu: int | None = None  # of `free.vram`; None is all of it
+        self.largest_gpu = vram
         self.engines: dict[str, EngineAmount] = {}
         self.broken: Exception | None = None
         self.looking, self.may_look = asyncio.Event(), asyncio.Event()
@@ -83,7 +84,7 @@ class Machine:
         if self.broken is not None:
             raise self.broken
         best = self.free.vram if self.best_gpu is None else self.best_gpu
-        return Measured(self.total, self.free, tuple(self.engines.values()), best)
+        return Measured(self.total, self.free, tuple(self.engines.values()), best, self.largest_gpu)
 
     def load(self, request: LeaseRequest, amount: Amount | None = None) -> None:
         """The engine of a tenant takes memory: what the lease is for, or so much."""

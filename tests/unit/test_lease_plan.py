@@ -219,6 +219,10 @@ def test_what_is_missing_is_explained_in_bytes() -> None:
     assert plan(Amount(vram=9 * GB), [], house(Amount(16 * GB, 8 * GB))).explanation == (
         "Insufficient VRAM: 9.0 GiB are needed, and genaid may use 8.0 GiB in all."
     )
+    two = replace(house(Amount(16 * GB, 16 * GB)), largest_gpu=8 * GB)
+    assert plan(Amount(vram=9 * GB), [], two).explanation == (
+        "Insufficient VRAM: 9.0 GiB are needed, and genaid may use 8.0 GiB of one GPU."
+    )
     assert plan(Amount(9 * GB), [], house(Amount(16 * GB), others=Amount(8 * GB))).explanation == (
         "Insufficient RAM: 9.0 GiB are needed, and other programs leave 8.0 GiB."
     )
@@ -246,7 +250,8 @@ def houses(draw: st.DrawFn, most: int = 5) -> tuple[Amount, list[Tenant], Room]:
     total = Amount(draw(st.integers(1, 100)), draw(st.just(0) | st.integers(0, 100)))
     others = Amount(draw(st.integers(0, 30)), draw(st.integers(0, 30)))
     room = house(total, *tenants, others=others)
-    return draw(amounts), tenants, room if draw(st.booleans()) else Room(total, total)
+    largest_gpu = draw(st.just(total.vram) | st.integers(0, total.vram))
+    return draw(amounts), tenants, replace(room if draw(st.booleans()) else Room(total, total), largest_gpu=largest_gpu)
 
 
 def fits(need: Amount, tenants: list[Tenant], staying: list[Tenant], room: Room) -> bool:
@@ -258,6 +263,8 @@ def fits(need: Amount, tenants: list[Tenant], staying: list[Tenant], room: Room)
         freed = sum(tenant.held.of(kind) for tenant in tenants if tenant not in staying)
         limit = room.total.of(kind)
         if wanted and kind is decides and granted and 4 * (wanted + granted) > 3 * limit:
+            return False
+        if kind is VRAM and wanted > room.largest_gpu:
             return False
         if wanted and (wanted + granted > limit or wanted > room.free.of(kind) + freed):
             return False

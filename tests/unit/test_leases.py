@@ -109,11 +109,24 @@ async def test_the_llm_engine_is_known_while_its_model_is_replaced() -> None:
 @instantly
 async def test_an_image_engine_uses_one_gpu_and_an_llm_all_of_them() -> None:
     machine = Machine(64, 48)
-    machine.best_gpu = 24
+    machine.best_gpu = machine.largest_gpu = 24
     async with House(machine) as house:
         assert not (await house.leases.plan(image(1, 25))).possible
         assert (await house.leases.plan(image(1, 24))).possible
         assert (await house.leases.plan(llm(1, 48))).possible
+
+
+@instantly
+async def test_nobody_leaves_for_an_image_engine_that_no_gpu_holds() -> None:
+    machine = Machine(64, 48)
+    machine.largest_gpu = 24
+    async with House(machine) as house:
+        talker = await house.talker(llm(1, 40))
+        machine.best_gpu = 4
+        error = await refusal(await house.seat(image(1, 25)))
+        assert "of one GPU" in error.message
+        assert (error.facts["required"], error.facts["available"]) == ("25", "24")
+        assert (talker.asked, now() < TIMEOUT) == ([], True)
 
 
 @instantly

@@ -16,6 +16,9 @@ import pytest
 
 from genaid_server.kit.engine_notes import noted
 from genaid_server.kit.process_memory import private_bytes
+from genaid_server.resource.core.fitting.capacity import Budgets
+from genaid_server.resource.core.leases.measuring import SurveyedMemory
+from genaid_server.resource.core.leases.plan import Kind, MemoryKind
 from genaid_server.resource.core.system.facts import Gpu, GpuMemory, Vendor
 from genaid_server.resource.core.system.machine import Machine
 from genaid_server.resource.core.system.probing import Detection, FoundGpu, Probes, candidates
@@ -444,3 +447,16 @@ async def test_a_vulkan_gpu_is_found_through_its_probe(recorded: Recorded) -> No
     assert gpu.vulkan is gpu.cuda is True
     assert gpu.id == "0000:01:00.0"
     assert [note.split()[0] for note in hardware.notes] == ["llvmpipe"]
+
+
+# What there is to share.
+
+
+async def test_several_gpus_are_shared_by_an_llm_and_one_is_for_an_image(recorded: Recorded) -> None:
+    recorded.cards(card(free=10), card(2, free=4))
+    async with recorded.survey(clock=Clock()) as survey:
+        measured = await SurveyedMemory(survey, Budgets(vram=20 * GIB))()
+    vram = MemoryKind.VRAM
+    most = {kind: measured.room_for(kind, measured.free_for(kind)).most(vram) for kind in Kind}
+    assert most == {Kind.LLM: 20 * GIB, Kind.IMAGE: 12 * GIB}
+    assert {kind: measured.free_for(kind).vram for kind in Kind} == {Kind.LLM: 14 * GIB, Kind.IMAGE: 10 * GIB}

@@ -21,7 +21,7 @@ from genaid_server.kit.errors import DomainError, InsufficientResourcesError, No
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measure, Measured
-from genaid_server.resource.core.leases.plan import Amount, Departure, Kind, Plan, Room, Tenant, plan
+from genaid_server.resource.core.leases.plan import ENDLESS, Amount, Departure, Kind, Plan, Room, Tenant, plan
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ POLL: Final = 0.05
 BACKGROUND_POLL: Final = 1.0
 """The same, for a request in the background that nothing else will wake."""
 MAX_WAITING: Final = 100
-_ENDLESS: Final = Amount(2**62, 2**62)
 
 type Leave = Callable[[str], Awaitable[None]]
 """Asks a tenant to leave, with the reason; returns once it is gone, or has become another. When it is cancelled, the
@@ -277,14 +276,14 @@ class Leases:
         held = [tenant.request for tenant in self._tenants if tenant.request.tenant_id == request.tenant_id]
         for own in held or ([request] if request.resident else []):
             free += _take(engines, own) or Amount()  # it has that already
-        return plan(request.amount, tenants, Room(measured.total, free))
+        return plan(request.amount, tenants, measured.room_for(request.kind, free))
 
     def _require_room_beside(self, entry: _Entry, total: Amount) -> None:
         """A resident engine has taken its memory already: what counts is whether it may stay beside the others. Raises
         InsufficientResourcesError."""
         request = entry.request
         tenants, _ = _shared([], total, self._others(request))
-        found = plan(request.amount, tenants, Room(total, _ENDLESS))
+        found = plan(request.amount, tenants, Room(total, Amount(ENDLESS, ENDLESS)))
         if not found.possible or found.departures:
             raise InsufficientResourcesError(
                 "There is no room any more for the image engine beside the others.",

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from genaid_server.resource.core.fitting import capacity
 from genaid_server.resource.core.fitting.capacity import Budgets
-from genaid_server.resource.core.leases.plan import Amount, Kind
+from genaid_server.resource.core.leases.plan import ENDLESS, Amount, Kind, Room
 from genaid_server.resource.core.system.survey import Survey
 
 
@@ -22,13 +22,19 @@ class EngineAmount:
 class Measured:
     """Memory at one moment: all that genaid may use, what is free now, and what the engines hold.
 
-    `free.vram` is that of all GPUs together, `best_gpu` that of the one with the most.
+    `total.vram` and `free.vram` are those of all GPUs together, `largest_gpu` and `best_gpu` those of the one that has
+    the most.
     """
 
     total: Amount
     free: Amount
     engines: tuple[EngineAmount, ...] = ()
     best_gpu: int = 0
+    largest_gpu: int = 0
+
+    def room_for(self, kind: Kind, free: Amount) -> Room:
+        """What one engine of a kind may have, of which so much is free for it."""
+        return Room(self.total, free, self.largest_gpu if kind is Kind.IMAGE else ENDLESS)
 
     def free_for(self, kind: Kind) -> Amount:
         """What one engine of a kind can have: llama.cpp spreads over all GPUs, stable-diffusion.cpp uses one."""
@@ -63,4 +69,5 @@ class SurveyedMemory:
             Amount(free.ram, 0 if free.unified else free.vram_sum),
             engines,
             0 if free.unified else free.vram_best,
+            0 if whole.unified else whole.vram_best,
         )

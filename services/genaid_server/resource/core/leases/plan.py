@@ -16,6 +16,8 @@ from genaid_server.resource.core.fitting.sizes import pair, words
 
 THRESHOLD: Final = 0.75
 """Share of the memory that decides which engines may take together, as documented."""
+ENDLESS: Final = 2**62
+"""Bytes that no machine has."""
 _FEW: Final = 6
 """Tenants up to which every choice of who leaves is compared; that many engines never run."""
 
@@ -62,10 +64,18 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What there is to share, within the budgets, and what is free of the machine's memory now."""
+    """What there is to share, within the budgets, and what is free of the machine's memory now.
+
+    `largest_gpu` is the VRAM that an engine can have at most that uses one GPU.
+    """
 
     total: Amount
     free: Amount
+    largest_gpu: int = ENDLESS
+
+    def most(self, kind: MemoryKind) -> int:
+        """Bytes of one kind that the engine may have where it is alone."""
+        return min(self.total.vram, self.largest_gpu) if kind is MemoryKind.VRAM else self.total.ram
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +156,7 @@ def _short_of(
         allowed = _allowed(room, kind) if beside and kind is bottleneck else room.total.of(kind)
         freed = room.free.of(kind) + sum(tenant.held.of(kind) for tenant in leaving)
         # Who needs nothing of a kind is short of none, though it may be overdrawn.
-        if need.of(kind) and need.of(kind) > min(allowed - beside, freed):
+        if need.of(kind) and need.of(kind) > min(allowed - beside, freed, room.most(kind)):
             return kind
     return None
 
@@ -183,11 +193,12 @@ def _possible(
 
 
 def _impossible(need: Amount, short_of: MemoryKind, tenants: Sequence[Tenant], room: Room) -> Plan:
-    name, total = short_of.upper(), room.total.of(short_of)
+    name, total = short_of.upper(), room.most(short_of)
     could_be = max(0, room.free.of(short_of) + sum(tenant.held.of(short_of) for tenant in tenants))
     if need.of(short_of) > total:
         required, there = pair(need.of(short_of), total)
-        explanation = f"Insufficient {name}: {required} are needed, and genaid may use {there} in all."
+        where = "in all" if total == room.total.of(short_of) else "of one GPU"
+        explanation = f"Insufficient {name}: {required} are needed, and genaid may use {there} {where}."
         suggestion = "Choose a smaller model, a smaller image, or a larger memory limit where one is configured."
     else:
         required, there = pair(need.of(short_of), could_be)

@@ -272,6 +272,8 @@ class Llm:
             await self._offloading.serves(
                 SavedLlm(decision.request, config.llm, dict(decision.reasons), config.amount, process.port)
             )
+        if stops != self._stops:  # while it took its prompt caches back
+            raise ServerError(f"The {NAME} was stopped.")
         return process
 
     def _answered(self, asked: "asyncio.Task[LlmProcess]") -> None:
