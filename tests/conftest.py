@@ -1,6 +1,7 @@
 """What every test may use."""
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from genaid_server.demo import models
 # A busy machine is no failure, and what is tried on one machine is tried again on another to look into it.
 settings.register_profile("any machine", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("any machine")
+
+# Where the tests run in the background of a shell script, programs that they start would never hear Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import grpc.aio
@@ -340,6 +341,14 @@ async def test_the_log_is_kept_listed_tailed_and_cleared(worker: Worker) -> None
         break
     await worker.images.clear_engine_logs()
     assert await worker.images.list_engine_logs() == []
+
+
+async def test_what_the_library_says_of_every_step_is_in_the_log_once(worker: Worker) -> None:
+    created = await worker.images.create_generation(replace(TINY, steps=4))
+    assert (await finish(worker, created.id)).state is GenerationState.COMPLETE
+    said = [entry.message for entry in await worker.images.list_engine_logs(1000)]
+    assert "flux executing segment 1/1: graph" in said
+    assert [message for before, message in pairwise(said) if message == before] == []
 
 
 async def test_an_idle_engine_is_unloaded_and_comes_back(tmp_path: Path, demo_models: DemoModels) -> None:

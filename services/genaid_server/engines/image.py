@@ -77,6 +77,7 @@ class Engine:
         self._image = 1
         self._loading = False
         self._errors: list[str] = []
+        self._said = ""
 
     def load(self, command: dict[str, Any]) -> None:
         """Load the model that the command describes."""
@@ -177,7 +178,9 @@ class Engine:
     def _on_log(self, level: int, text: str) -> None:
         message = _SOURCE.sub("", text.strip())
         name = {2: "INFO", 3: "WARN", 4: "ERROR"}.get(int(level), "DEBUG")
-        self._output.send("log", level=name, message=message)
+        if name != "DEBUG" or message != self._said:  # it says the same of every step
+            self._output.send("log", level=name, message=message)
+        self._said = message
         if name == "ERROR":
             self._errors.append(message)
         if self._job is not None:

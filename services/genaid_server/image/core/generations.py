@@ -381,7 +381,8 @@ class Generations:
     async def _tick(self, entry: _Entry, tracker: Tracker) -> None:
         while True:
             await asyncio.sleep(TICK)
-            self._update(entry, progress=tracker.progress())
+            if self._now() - entry.now.updated_at >= TICK / 2:
+                self._update(entry, progress=tracker.progress())
 
     def _complete(self, entry: _Entry, images: list[ImageEvent], seconds: float) -> None:
         entry.pngs = tuple(image.png for image in images)
