@@ -256,3 +256,21 @@ async def test_an_engine_that_does_not_answer_a_cancel_is_killed(
         assert (await worker.images.cancel_generation(created.id)).state is GenerationState.CANCELLED
         assert pid not in {child.pid for child in children()}
     assert children() == []
+
+
+async def test_a_stop_whose_caller_leaves_is_one(tmp_path: Path, demo_models: DemoModels) -> None:
+    command = (sys.executable, str(FAKE), "deaf")
+    async with image_worker(tmp_path, engine_command=command, cancel_grace_seconds=0.5) as worker:
+        await install(worker, demo_models.diffusion)
+        created = await worker.images.create_generation(TINY)
+        await reach(worker, created.id, "diffusion")
+        stop = asyncio.create_task(worker.images.stop_engine())
+        async for engine in worker.images.watch_engine():
+            if not engine.accepting:
+                break
+        stop.cancel()
+        async for engine in worker.images.watch_engine():
+            if engine.state is ServerState.STOPPED:
+                break
+        assert (await finish(worker, created.id)).state is GenerationState.CANCELLED
+        assert children() == []

@@ -44,7 +44,16 @@ CONFIGS: Final = (
     LlmConfig(threads=1, context_size=512, parallel_requests=2),
 )
 IMAGE: Final = GenerationSpec("a tiny cat", width=64, height=64, steps=1, seed=1, cfg_scale=1)
-ACTIONS: Final = {"start": 4, "stop": 2, "generate": 4, "cancel": 2, "kill llm": 2, "kill image": 2, "forget": 2}
+ACTIONS: Final = {
+    "start": 3,
+    "desert": 2,
+    "stop": 2,
+    "generate": 4,
+    "cancel": 2,
+    "kill llm": 2,
+    "kill image": 2,
+    "forget": 2,
+}
 """How often each, of so many."""
 AT_REST: Final = {ServerState.RUNNING, ServerState.STOPPED, ServerState.CRASHED}
 # An engine that is killed again and again comes back each time, and at once.
@@ -102,8 +111,8 @@ class Storm:
     async def _do(self, action: str, config: LlmConfig, steps: int) -> None:
         self.tally[action] += 1
         match action:
-            case "start" | "stop" | "forget":
-                await self._decide(action, config)
+            case "start" | "desert" | "stop" | "forget":
+                await self._decide(action, config, patience=steps * 0.1)
             case "generate":
                 with contextlib.suppress(ServerBusyError):
                     self.made.append(await self.services.images.create_generation(replace(IMAGE, steps=steps)))
@@ -115,8 +124,9 @@ class Storm:
             case "kill image":
                 self._kill((await self.services.images.get_engine()).pid)
 
-    async def _decide(self, action: str, config: LlmConfig) -> None:
-        """A call after which it is known whether the LLM is to run, unless there is another meanwhile."""
+    async def _decide(self, action: str, config: LlmConfig, patience: float = PATIENCE) -> None:
+        """A call after which it is known whether the LLM is to run, unless there is another meanwhile, or the caller
+        leaves after so many seconds of `patience`."""
         self.deciding += 1
         alone, self.wanted, before = self.deciding == 1, None, self.wanted
         manager = self.services.manager
@@ -125,6 +135,11 @@ class Storm:
                 case "start":
                     await manager.start_llm(LLM, config=config, replace=True)
                     after: bool | None = True
+                case "desert":
+                    after = None
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(patience):
+                            await manager.start_llm(LLM, config=config, replace=True)
                 case "stop":
                     await manager.stop_llm()
                     after = False

@@ -3,12 +3,15 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from conftest import DemoModels
+from fakes.gateway import until
 from genaid_client import (
     InsufficientResourcesError,
     Lease,
@@ -304,6 +307,44 @@ async def test_a_reload_makes_way_for_another_image(fake: LlmService, program: F
 
 
 # --- somebody thinks better of it
+
+
+async def test_a_start_whose_caller_leaves_brings_it_back_all_the_same(service: LlmService, place: Place) -> None:
+    before = await service.client.start_llm("talker", config=WISHES)
+    first = await evaluated(before, STORIES[0])
+    async with service.image_engine() as engine:
+        await engine.until(LeaseState.GRANTED)
+        await deserted(service, engine.until(LeaseState.RECLAIM, reclaim_after=0))
+    after = await service.back(generation=2)
+    assert (after.port, await evaluated(after, STORIES[0]) <= first * 0.05) == (before.port, True)
+    assert (place.saved is not None and place.saved.offloaded_at, place.conversations) == (None, [])
+    await service.make_room()
+    await service.back(generation=3)
+
+
+@posix_only
+async def test_what_was_started_for_a_caller_who_left_survives_as_well(place: Place, program: FakeProgram) -> None:
+    program.plan(never_ready=True)
+    async with place.open(program=program.name) as service:
+        await deserted(service, service.loading())
+        loading = await service.loading()
+
+        async def loaded() -> bool:
+            with suppress(aiohttp.ClientConnectorError):  # it does not listen yet
+                return (await ask(loading, "POST", "/health/200"))[0] == 200
+            return False
+
+        await until(loaded)
+        await service.serving(generation=1)
+        await until(lambda: place.saved is not None)
+
+
+async def deserted(service: LlmService, moment: Awaitable[object]) -> None:
+    """Start it, and hang up at a moment."""
+    start = asyncio.create_task(service.client.start_llm("talker", config=WISHES))
+    await moment
+    start.cancel()
+    await asyncio.wait([start])
 
 
 async def test_an_image_that_is_given_up_before_it_is_gone_lets_it_stay(service: LlmService, place: Place) -> None:

@@ -226,6 +226,9 @@ class Generations:
 
     async def stop_engine(self) -> EngineInfo:
         """Cancel everything, free the memory, and refuse generations until the engine is started."""
+        return await to_the_end(self._stop_engine())
+
+    async def _stop_engine(self) -> EngineInfo:
         self._engine.refuse()
         await self.cancel_all()
         return await self._engine.stop()

@@ -178,8 +178,7 @@ class Llm:
         self._failure = ""
         check_serving(request.serving)
         model = self._decider.language_model(request.model_id)
-        starting = await to_the_end(self._begin(model, request, replace_running))
-        await starting
+        await asyncio.shield(await to_the_end(self._begin(model, request, replace_running)))
         return self.present()
 
     async def _begin(self, model: Model, request: LlmRequest, replace_running: bool) -> "asyncio.Task[LlmProcess]":
@@ -218,9 +217,12 @@ class Llm:
     async def stop(self) -> LlmInfo:
         """End the engine, whatever it does; returns when it is dead. One that was offloaded does not come back."""
         self._stops += 1
+        await to_the_end(self._end())
+        return self.present()
+
+    async def _end(self) -> None:
         await self._offloading.give_up()
         await self._supervisor.stop()
-        return self.present()
 
     @property
     def offloaded(self) -> OffloadedLlm | None:
@@ -236,8 +238,7 @@ class Llm:
 
     async def restart(self) -> LlmInfo:
         """Stop, and start with the same model and options. Raises ServerError before a first start; else as `start`."""
-        starting = await to_the_end(self._begin_again())
-        await starting
+        await asyncio.shield(await to_the_end(self._begin_again()))
         return self.present()
 
     async def _begin_again(self) -> "asyncio.Task[LlmProcess]":
