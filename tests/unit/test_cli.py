@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from genaid_client import GenerationSpec, ServerBusyError
+from genaid_client import GenerationSpec, NotFoundError, ServerBusyError
 from genaid_client import types as client
 from genaid_server.cli.command import reported
 from genaid_server.cli.generate import Size, file_names
@@ -213,8 +213,11 @@ def test_file_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (PortInUseError("taken"), "PORT_IN_USE", "taken"),
+        (PortInUseError("taken", suggestion="Take another."), "PORT_IN_USE", "taken. Take another."),
         (ServerBusyError("busy"), "SERVER_BUSY", "busy"),
+        (ServerBusyError("busy", {"suggestion": "Wait."}), "SERVER_BUSY", "busy. Wait."),
+        (ServerBusyError("It is busy. Wait.", {"suggestion": "Wait."}), "SERVER_BUSY", "It is busy. Wait."),
+        (NotFoundError("No.", {"suggestion": "Ask anew."}), "NOT_FOUND", "No. Ask anew."),
         (OSError(errno.ENOSPC, "No space left on device", "out.png"), "IO_ERROR", "No space left on device: out.png"),
         (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates"), "INVALID_REQUEST", "An argument is not text"),
     ],

@@ -1,6 +1,6 @@
 """How a command fails: as one message, never as a traceback, where the failure is an expected one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,8 +26,10 @@ def reported(*, as_json: bool) -> Iterator[None]:
 
     try:
         yield
-    except (DomainError, GenaidError) as error:
-        raise fail(error.reason, error.message, as_json=as_json) from error
+    except DomainError as error:
+        raise fail(error.reason, _advised(error.message, error.facts), as_json=as_json) from error
+    except GenaidError as error:
+        raise fail(error.reason, _advised(error.message, error.metadata), as_json=as_json) from error
     except BrokenPipeError:  # the reader of our output has left; typer knows how to end quietly
         raise
     except OSError as error:
@@ -37,3 +39,9 @@ def reported(*, as_json: bool) -> Iterator[None]:
         raise fail("IO_ERROR", f"{error.strerror}{where}", as_json=as_json) from error
     except UnicodeEncodeError as error:
         raise fail("INVALID_REQUEST", "An argument is not text that UTF-8 can carry.", as_json=as_json) from error
+
+
+def _advised(message: str, facts: Mapping[str, str]) -> str:
+    """The message with what to do about it, where it doesn't say that itself."""
+    suggestion = facts.get("suggestion", "")
+    return message if suggestion in message else f"{message.removesuffix('.')}. {suggestion}"
