@@ -309,6 +309,17 @@ async def test_a_reload_makes_way_for_another_image(fake: LlmService, program: F
 # --- somebody thinks better of it
 
 
+async def test_the_model_of_one_that_comes_back_stays(service: LlmService) -> None:
+    llm = await service.client.start_llm("talker", config=WISHES)
+    async with service.image_engine() as engine:
+        await engine.until(LeaseState.GRANTED)
+        with pytest.raises(ServerBusyError, match="on its way back with it"):
+            await service.client.delete_model("talker")
+    await service.back(generation=llm.generation + 1)
+    await service.client.stop_llm()
+    await service.client.delete_model("talker")
+
+
 async def test_a_start_whose_caller_leaves_brings_it_back_all_the_same(service: LlmService, place: Place) -> None:
     before = await service.client.start_llm("talker", config=WISHES)
     first = await evaluated(before, STORIES[0])

@@ -469,7 +469,7 @@ async def test_a_model_that_was_cut_off_says_so(service: LlmService, demo_models
 
 async def test_a_model_that_runs_can_not_be_deleted(service: LlmService) -> None:
     llm = await service.client.start_llm("llm")
-    with pytest.raises(ServerBusyError, match="loaded"):
+    with pytest.raises(ServerBusyError, match="Stop it first: genaid llm stop"):
         await service.client.delete_model("llm")
     assert (await chat(llm))[0] == 200
     await service.client.stop_llm()

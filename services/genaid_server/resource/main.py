@@ -84,6 +84,7 @@ async def serve(config: Config) -> AsyncIterator[Manager]:
             watches = MemoryWatches(survey.memory)
             headers = SourceHeaders(remote, config.downloads.stall_seconds)
             async with Llm(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm:
+                store.in_use = llm.use_of
 
                 def end_watches() -> None:
                     llm.closing()

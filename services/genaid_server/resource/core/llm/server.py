@@ -229,6 +229,12 @@ class Llm:
         """The LLM that makes room for another engine, or has, and comes back."""
         return self._offloading.present
 
+    def use_of(self, model_id: str) -> str | None:
+        """Why the model of that id has to stay where it is; None where it may go."""
+        if not self._up or self._decision is None or self._decision.config.model_id != model_id:
+            return None
+        return f"The LLM engine runs with {model_id}, or is on its way back with it. Stop it first: genaid llm stop"
+
     async def forget(self) -> bool:
         """Give up on an LLM that was offloaded: it stays stopped. False where there was none."""
         if not self._offloading.offloaded:
