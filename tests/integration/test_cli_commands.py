@@ -261,6 +261,22 @@ def test_a_killed_command_cancels_on_the_server_as_well(
     assert images.list_generations(GenerationState.IN_PROGRESS) == []
 
 
+def test_what_somebody_else_cancels_ends_the_command(
+    here: tuple[str, str], images: ImageClient, tmp_path: Path
+) -> None:
+    with _start_long(here, tmp_path) as process:
+        try:
+            _await_output(process, "step 1")
+            (running,) = images.list_generations(GenerationState.IN_PROGRESS)
+            images.cancel_generation(running.id)
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            kill_tree(process)
+    assert process.returncode == 1
+    assert b"Error: The generation was cancelled. [BACKEND_ERROR]" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_status_tells_what_runs(running: RunningGenaid, here: tuple[str, str], images: ImageClient) -> None:
     generation = images.create_generation(GenerationSpec("a long cat", width=64, height=64, steps=200))
     try:

@@ -167,7 +167,8 @@ async def _generate(address: str, spec: GenerationSpec, model: str | None) -> Dr
 async def draw(client: AsyncImageClient, spec: GenerationSpec, show: Callable[[Generation], None]) -> Drawn:
     """Make images, telling `show` of each change. Being cancelled cancels the generation first.
 
-    Raises BackendError where the generation failed, and ServerError where somebody else cancelled it.
+    Raises BackendError where the generation failed or somebody else cancelled it, and ServerError where the image
+    worker is stopped.
     """
     generation: Generation | None = None
     images: list[Image] = []
@@ -187,7 +188,7 @@ async def draw(client: AsyncImageClient, spec: GenerationSpec, show: Callable[[G
     if generation.error is not None:
         raise BackendError(f"{generation.error.code}: {generation.error.message}")
     if generation.state is not GenerationState.COMPLETE:
-        raise ServerError(f"The generation was not completed; it is {generation.state}.")
+        raise ServerError("The image worker was stopped in the middle of the generation.")
     return Drawn(generation, images)
 
 
