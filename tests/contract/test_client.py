@@ -48,17 +48,6 @@ DOMAIN_ERRORS = DomainError.__subclasses__()
 PATIENCE = 30.0  # seconds until a test that waits for something gives up
 
 
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-async def address(script: Script) -> AsyncIterator[str]:
-    async with serve(script) as (address, _):
-        yield address
-
-
 @pytest.fixture(params=["asyncio", "blocking"])
 def face(request: pytest.FixtureRequest) -> str:
     return str(request.param)

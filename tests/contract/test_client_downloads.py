@@ -1,13 +1,12 @@
 """The calls about models on their way, and about what models are, on both faces against a scripted server."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from contract.faces import RESOURCE, Connect
-from contract.scripted import Flag, Script, Step, serve
+from contract.faces import Connect
+from contract.scripted import Flag, Script, Step
 from genaid.resource.v1 import downloads_pb2, models_pb2
 from genaid_client import (
     ChecksumError,
@@ -32,22 +31,6 @@ from genaid_server.kit.errors import NotFoundError
 
 PATIENCE = 30.0  # seconds until a test that waits for something gives up
 HUB_FILE = HuggingFaceSource("owner/name", "folder/file.gguf", "v1")
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-async def address(script: Script) -> AsyncIterator[str]:
-    async with serve(script) as (address, _):
-        yield address
-
-
-@pytest.fixture(params=["asyncio", "blocking"])
-def resource(request: pytest.FixtureRequest) -> Connect:
-    return RESOURCE[request.param]
 
 
 def failed(code: str, **facts: str) -> Download:

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.faces import RESOURCE, Connect
-from contract.scripted import Flag, Script, serve
+from contract.faces import Connect
+from contract.scripted import Flag, Script
 from genaid.resource.v1 import llm_pb2, system_pb2
 from genaid_client import (
     CacheType,
@@ -92,22 +91,6 @@ def entry(number: int) -> llm_pb2.LogEntry:
 
 def same_entry(number: int) -> LogEntry:
     return LogEntry(number, THEN, LogLevel.WARN, f"line {number}", f"[then] [WARN ] line {number}")
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-async def address(script: Script) -> AsyncIterator[str]:
-    async with serve(script) as (address, _):
-        yield address
-
-
-@pytest.fixture(params=["asyncio", "blocking"])
-def resource(request: pytest.FixtureRequest) -> Connect:
-    return RESOURCE[request.param]
 
 
 # Calls

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.faces import RESOURCE, Connect
+from contract.faces import Connect
 from contract.scripted import Flag, Script, serve
 from genaid.resource.v1 import llm_pb2, orchestration_pb2, system_pb2
 from genaid_client import (
@@ -163,22 +162,6 @@ SAME_OFFLOADED = OffloadedLlm(
     next_attempt_time=LATER,
     saved_tokens=2**33,
 )
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-async def address(script: Script) -> AsyncIterator[str]:
-    async with serve(script) as (address, _):
-        yield address
-
-
-@pytest.fixture(params=["asyncio", "blocking"])
-def resource(request: pytest.FixtureRequest) -> Connect:
-    return RESOURCE[request.param]
 
 
 # The plan

@@ -1,7 +1,6 @@
 """The calls about the machine, on both faces against a scripted server, and what their messages become."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,8 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.faces import RESOURCE, Connect
-from contract.scripted import Flag, Script, serve
+from contract.faces import Connect
+from contract.scripted import Flag, Script
 from genaid.resource.v1 import system_pb2
 from genaid_client import (
     CacheType,
@@ -61,22 +60,6 @@ CONFIG = system_pb2.LlmConfig(
     experts_on_cpu=True,
 )
 SAME_CONFIG = LlmConfig(7, 0, 4096, 2, False, CacheType.Q8_0, CacheType.F16, True)
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-async def address(script: Script) -> AsyncIterator[str]:
-    async with serve(script) as (address, _):
-        yield address
-
-
-@pytest.fixture(params=["asyncio", "blocking"])
-def resource(request: pytest.FixtureRequest) -> Connect:
-    return RESOURCE[request.param]
 
 
 # Calls
