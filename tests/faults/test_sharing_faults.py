@@ -15,7 +15,7 @@ import pytest
 
 from conftest import DemoModels
 from fakes.gateway import until
-from genaid_client import Generation, GenerationState, Llm, NotFoundError, ServerState, Stage
+from genaid_client import Generation, GenerationSpec, GenerationState, Llm, NotFoundError, ServerState, Stage
 from llm_service import ask
 from sharing import LLM, House, house, scarce
 from support import RunningGenaid, running_genaid
@@ -64,10 +64,10 @@ class Scene:
     pids: dict[Victim, int | None] = field(default_factory=dict)
 
 
-async def reach(services: ThreeServices, step: Step) -> Scene:
-    """Ask for an image, and return in the midst of a step."""
+async def reach(services: ThreeServices, step: Step, spec: GenerationSpec | None = None) -> Scene:
+    """Ask for an image, a short one where that does, and return in the midst of a step."""
     chat = await chatting(services) if step is Step.DRAINING else None
-    created = await services.images.create_generation(LONG if step is Step.DIFFUSING else SHORT)
+    created = await services.images.create_generation(spec or (LONG if step is Step.DIFFUSING else SHORT))
     scene = Scene(created, chat)
     if step is Step.DRAINING:
         llm = await services.llm(lambda now: now.offloaded and now.state is ServerState.RUNNING)
@@ -178,7 +178,7 @@ async def test_kill_9_of_the_gateway_at_every_step(tmp_path: Path, demo_models: 
     """Neither engine depends on it, so it is killed again and again while one image is made."""
     async with three_services(tmp_path, demo_models) as services:
         before = await services.start_llm()
-        scene = await reach(services, Step.DRAINING)
+        scene = await reach(services, Step.DRAINING, LONG)
         await strike(services, Victim.GATEWAY, None)
         await services.engine(lambda now: now.state is ServerState.STARTING and now.pid is not None)
         await strike(services, Victim.GATEWAY, None)
