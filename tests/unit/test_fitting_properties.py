@@ -242,6 +242,29 @@ def splits(question: Question) -> Iterator[tuple[int, bool]]:
             yield layers, on_cpu
 
 
+type Case = tuple[Question, Capacity]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any question in any room, or in one where the weights fit and not every context does."""
+    question = draw(questions())
+    if question.shape is None or draw(st.booleans()):
+        return question, draw(rooms())
+    k, v = draw(st.sampled_from(caches(question)))
+    config = LlmConfig(
+        threads=1,
+        gpu_layers=0,
+        context_size=draw(st.sampled_from(contexts(question))),
+        parallel=draw(st.sampled_from(slots(question))),
+        flash_attention=question.wishes.flash_attention is not False,
+        cache_type_k=k,
+        cache_type_v=v,
+    )
+    ram = question.need(config, 1).total * draw(st.integers(100, 150)) // 100
+    return question, Capacity(ram, (draw(amounts(8)),) if draw(st.booleans()) else ())
+
+
 def best(question: Question, room: Capacity) -> Rank | None:
     half = Capacity(
         min(with_margin(room).ram, room.ram // 2),
@@ -265,8 +288,9 @@ def best(question: Question, room: Capacity) -> Rank | None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(question=questions(), room=rooms())
-def test_it_is_the_best_of_all_that_fit(question: Question, room: Capacity) -> None:
+@given(cases())
+def test_it_is_the_best_of_all_that_fit(case: Case) -> None:
+    question, room = case
     found = question.recommend(room)
     expected = best(question, room)
     assert found.fits == (expected is not None)
@@ -275,8 +299,9 @@ def test_it_is_the_best_of_all_that_fit(question: Question, room: Capacity) -> N
 
 
 @settings(max_examples=150, deadline=None)
-@given(question=questions(), room=rooms())
-def test_what_is_recommended_fits_with_a_margin_and_passes_the_check(question: Question, room: Capacity) -> None:
+@given(cases())
+def test_what_is_recommended_fits_with_a_margin_and_passes_the_check(case: Case) -> None:
+    question, room = case
     found = question.recommend(room)
     assert found.placement is placement_of(question, found.config)
     assert found.need == question.need(found.config, max(1, found.gpus))
@@ -338,8 +363,9 @@ def test_a_higher_budget_never_gives_a_smaller_recommendation(
 
 
 @settings(max_examples=150, deadline=None)
-@given(question=questions(), room=rooms())
-def test_wishes_are_kept_and_only_a_context_is_reduced_which_is_said(question: Question, room: Capacity) -> None:
+@given(cases())
+def test_wishes_are_kept_and_only_a_context_is_reduced_which_is_said(case: Case) -> None:
+    question, room = case
     found = question.recommend(room)
     for wish in fields(LlmWishes):
         asked, given_ = getattr(question.wishes, wish.name), getattr(found.config, wish.name)
@@ -354,10 +380,9 @@ def test_wishes_are_kept_and_only_a_context_is_reduced_which_is_said(question: Q
 
 
 @settings(max_examples=200, deadline=None)
-@given(question=questions(), room=rooms())
-def test_where_it_does_not_fit_something_is_missing_and_something_is_suggested(
-    question: Question, room: Capacity
-) -> None:
+@given(cases())
+def test_where_it_does_not_fit_something_is_missing_and_something_is_suggested(case: Case) -> None:
+    question, room = case
     fit = question.check(room)
     if fit.possible:
         assert fit.required <= fit.available
@@ -374,8 +399,9 @@ def test_the_question_strategy_is_not_vacuous() -> None:
     seen: Counter[bool] = Counter()
 
     @settings(max_examples=300, deadline=None, database=None, derandomize=True)
-    @given(question=questions(), room=rooms())
-    def count(question: Question, room: Capacity) -> None:
+    @given(cases())
+    def count(case: Case) -> None:
+        question, room = case
         seen[question.recommend(room).fits] += 1
 
     count()
@@ -412,7 +438,7 @@ def test_the_question_strategy_comes_to_contexts_on_both_sides_of_the_floor(reac
 def assert_found(condition: Callable[[Question, Capacity], bool]) -> None:
     """That such a question is asked sooner or later: some are rare."""
     once = settings(max_examples=50_000, deadline=None, database=None, phases=[Phase.generate])
-    find(st.tuples(questions(), rooms()), lambda pair: condition(*pair), settings=once)
+    find(cases(), lambda case: condition(*case), settings=once)
 
 
 @pytest.mark.parametrize("room", [Capacity(0), Capacity(0, (0,)), Capacity(0, (0,), unified=True)])
