@@ -94,7 +94,7 @@ def rows(folder: Path) -> Iterator[Row]:
         with bare_engine(model, engine_environment(os.environ)) as bare:
             bare()
             server.draw(**JOB)
-            value = ratio(lambda: server.draw(**JOB), bare, 7)
+            value = ratio(lambda: server.draw(**JOB), bare, 15)
         yield Row("image over REST / bare SDContext.generate, same job", value, "ratio", 1.03)
         with bare_engine(model, os.environ) as bare, busy_cores():
             value = ratio(lambda: server.draw(**JOB), bare, 3)

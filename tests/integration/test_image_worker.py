@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -341,6 +342,20 @@ async def test_the_log_is_kept_listed_tailed_and_cleared(worker: Worker) -> None
         break
     await worker.images.clear_engine_logs()
     assert await worker.images.list_engine_logs() == []
+
+
+async def test_of_steps_that_follow_quickly_not_all_are_told(worker: Worker) -> None:
+    created = await worker.images.create_generation(replace(TINY, steps=40))
+    told = [
+        (generation.update_time, generation.progress)
+        async for generation in worker.images.watch_generation(created.id)
+        if generation.progress is not None and generation.progress.stage is Stage.DIFFUSION
+    ]
+    steps = [progress.current_step for _, progress in told]
+    assert steps == sorted(steps)
+    assert steps[-1] > 0
+    for (before, _), (now, progress) in pairwise(told):
+        assert progress.current_step == 40 or now - before >= timedelta(seconds=0.1)
 
 
 async def test_what_the_library_says_of_every_step_is_in_the_log_once(worker: Worker) -> None:

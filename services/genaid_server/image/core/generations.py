@@ -39,6 +39,9 @@ from genaid_server.kit.watchable import Watchable
 log = logging.getLogger(__name__)
 
 TICK: Final = 0.25  # seconds between looks at the clock, for stages that report nothing
+SHOWN_EVERY: Final = 0.1
+"""Seconds that a progress stands at least, unless a stage ends or begins, or an image: to tell it takes processor time
+from the engine, and quick models make hundreds of steps a second."""
 MAX_REQUEST_ID: Final = 128
 
 
@@ -338,13 +341,13 @@ class Generations:
             follower.cancel()
             await asyncio.wait([follower])
         tracker.loaded()
-        self._update(entry, progress=tracker.progress())
+        self._show(entry, tracker)
         images: list[ImageEvent] = []
         try:
             async with aclosing(process.generate(entry.now.spec)) as events:
                 async for event in events:
                     self._take(event, tracker, images)
-                    self._update(entry, progress=tracker.progress())
+                    self._show(entry, tracker)
         except asyncio.CancelledError:
             await to_the_end(self._interrupt(process))
             raise
@@ -372,7 +375,7 @@ class Generations:
             async for life in lives:
                 if life.state is EngineState.STARTING and life.pid is not None:  # before that it waits for memory
                     tracker.loading(life.loaded, life.to_load)
-                    self._update(entry, progress=tracker.progress())
+                    self._show(entry, tracker)
 
     def _measured(self, tracker: Tracker) -> Timings:
         """What the stages took. That of loading leaves out the wait for memory, which says nothing of the next time."""
@@ -384,8 +387,15 @@ class Generations:
     async def _tick(self, entry: _Entry, tracker: Tracker) -> None:
         while True:
             await asyncio.sleep(TICK)
-            if self._now() - entry.now.updated_at >= TICK / 2:
-                self._update(entry, progress=tracker.progress())
+            self._show(entry, tracker)
+
+    def _show(self, entry: _Entry, tracker: Tracker) -> None:
+        """Tell how far it is, where that is worth telling; what is left out, the next look at the clock tells."""
+        progress, shown = tracker.progress(), entry.now.progress
+        elsewhere = shown is None or (shown.stage, shown.current_image) != (progress.stage, progress.current_image)
+        last = progress.current_step == progress.total_steps
+        if elsewhere or last or abs(self._now() - entry.now.updated_at) >= SHOWN_EVERY:
+            self._update(entry, progress=progress)
 
     def _complete(self, entry: _Entry, images: list[ImageEvent], seconds: float) -> None:
         entry.pngs = tuple(image.png for image in images)
