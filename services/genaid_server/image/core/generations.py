@@ -348,6 +348,7 @@ class Generations:
                 async for event in events:
                     self._take(event, tracker, images)
                     self._show(entry, tracker)
+                    await asyncio.sleep(0)  # where several events came at once, watchers see the end of a stage as well
         except asyncio.CancelledError:
             await to_the_end(self._interrupt(process))
             raise
