@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -211,14 +212,21 @@ def test_a_terminal_sees_a_bar(here: tuple[str, str], tmp_path: Path) -> None:
     assert "%" not in plain.stderr
 
 
-def _start_long(here: tuple[str, str], folder: Path) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
+@contextmanager
+def _drawing(here: tuple[str, str], folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """A command in the middle of an image; it is gone when the block ends."""
+    with subprocess.Popen(
         [*GENAID, "generate", "a long cat", *LONG, *here],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=clean_environment({"FORCE_COLOR": "1", "COLUMNS": "120"}),  # for the bar, which shows what it knows
-    )
+    ) as process:
+        try:
+            _await_output(process, "step 1")
+            yield process
+        finally:
+            kill_tree(process)
 
 
 def _await_output(process: "subprocess.Popen[bytes]", text: str) -> None:
@@ -233,13 +241,9 @@ def _await_output(process: "subprocess.Popen[bytes]", text: str) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to one process")
 def test_ctrl_c_cancels_on_the_server(here: tuple[str, str], images: ImageClient, tmp_path: Path) -> None:
-    with _start_long(here, tmp_path) as process:
-        try:
-            _await_output(process, "step 1")
-            process.send_signal(signal.SIGINT)
-            stdout, stderr = process.communicate(timeout=30)
-        finally:
-            kill_tree(process)
+    with _drawing(here, tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stdout == b""
     assert b"Cancelled" in stderr
@@ -252,11 +256,8 @@ def test_ctrl_c_cancels_on_the_server(here: tuple[str, str], images: ImageClient
 def test_a_killed_command_cancels_on_the_server_as_well(
     here: tuple[str, str], images: ImageClient, tmp_path: Path
 ) -> None:
-    with _start_long(here, tmp_path) as process:
-        try:
-            _await_output(process, "step 1")
-        finally:
-            kill_tree(process)
+    with _drawing(here, tmp_path):
+        pass
     next(engine for engine in images.watch_engine() if not engine.busy)
     assert images.list_generations(GenerationState.IN_PROGRESS) == []
 
@@ -264,14 +265,10 @@ def test_a_killed_command_cancels_on_the_server_as_well(
 def test_what_somebody_else_cancels_ends_the_command(
     here: tuple[str, str], images: ImageClient, tmp_path: Path
 ) -> None:
-    with _start_long(here, tmp_path) as process:
-        try:
-            _await_output(process, "step 1")
-            (running,) = images.list_generations(GenerationState.IN_PROGRESS)
-            images.cancel_generation(running.id)
-            _, stderr = process.communicate(timeout=30)
-        finally:
-            kill_tree(process)
+    with _drawing(here, tmp_path) as process:
+        (running,) = images.list_generations(GenerationState.IN_PROGRESS)
+        images.cancel_generation(running.id)
+        _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
     assert b"Error: The generation was cancelled. [BACKEND_ERROR]" in stderr
     assert list(tmp_path.iterdir()) == []

@@ -437,7 +437,7 @@ def test_the_question_strategy_comes_to_contexts_on_both_sides_of_the_floor(reac
 
 def assert_found(condition: Callable[[Question, Capacity], bool]) -> None:
     """That such a question is asked sooner or later: some are rare."""
-    once = settings(max_examples=50_000, deadline=None, database=None, phases=[Phase.generate])
+    once = settings(max_examples=5_000, deadline=None, database=None, phases=[Phase.generate])
     find(cases(), lambda case: condition(*case), settings=once)
 
 
