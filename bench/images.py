@@ -14,8 +14,8 @@ import psutil
 from bench.rows import Row, ratio
 from bench.serving import GENAID, Serving, serving
 from genaid_server.demo.models import write_diffusion
-from genaid_server.kit.engine_process import engine_environment
-from genaid_server.kit.threads import default_threads
+from genaid_server.supervision.process import engine_environment
+from genaid_server.supervision.threads import default_threads
 
 THREADS = default_threads(psutil.cpu_count(logical=False) or 1)
 JOB = {"prompt": "a lighthouse", "width": 256, "height": 256, "steps": 16, "seed": 1}

@@ -16,8 +16,8 @@ from genaid_server.image.core.progress import Calibration
 from genaid_server.image.core.spec import GenerationSpec
 from genaid_server.image.core.tenancy import LandlordAwayError, Lease, LeaseState, Need, Placement, Size
 from genaid_server.kit.errors import DomainError, InsufficientResourcesError
-from genaid_server.kit.logbook import Logbook
-from genaid_server.kit.supervisor import State
+from genaid_server.supervision.logbook import Logbook
+from genaid_server.supervision.supervisor import State
 from worker import children
 
 PATIENCE = 30.0  # seconds; a bound for a machine that is busy, not an expectation
@@ -30,7 +30,7 @@ TELLING = (
     "-c",
     """
 import json, os
-from genaid_server.kit import frames
+from genaid_server.supervision import frames
 
 def send(event, **values):
     os.write(1, frames.encode({"event": event, **values}))

@@ -17,7 +17,7 @@ MAX_LINES, MAX_TEST_LINES = 600, 800
 
 GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google")
 WIRE = (*GRPC, "aiohttp", "genaid", "genaid_client")
-KIT, RPC = "genaid_server.kit", "genaid_server.kit.rpc"
+KIT, RPC, SUPERVISION = "genaid_server.kit", "genaid_server.kit.rpc", "genaid_server.supervision"
 HOSTS = ("genaid_server.cli.up",)
 """The modules of the command line that start services."""
 
@@ -49,14 +49,26 @@ RULES = [
         "the kit knows no service", r"genaid_server\.kit(\..*)?", ("genaid_server", "genaid", "genaid_client"), (KIT,)
     ),
     Rule("in the kit, only rpc knows gRPC", r"genaid_server\.kit(?!\.rpc$)(\..*)?", (*GRPC, "aiohttp", RPC)),
+    Rule("supervision knows no wire", r"genaid_server\.supervision(\..*)?", (*WIRE, RPC)),
+    Rule("supervision rests on the kit", r"genaid_server\.supervision(\..*)?", ("genaid_server",), (KIT, SUPERVISION)),
     Rule("a core knows no wire", r"genaid_server\.\w+\.core(\..*)?", (*WIRE, RPC)),
-    Rule("a core rests on the kit", r"genaid_server\.\w+\.core(\..*)?", ("genaid_server",), (KIT, "{room}.core")),
+    Rule(
+        "a core rests on the kit",
+        r"genaid_server\.\w+\.core(\..*)?",
+        ("genaid_server",),
+        (KIT, SUPERVISION, "{room}.core"),
+    ),
     Rule(
         "convert, servicers and main alone know both worlds",
         r"genaid_server\.(resource|image)(?!\.((convert|servicers)(\..*)?|main|http|engine_http)$)(\..*)?",
         WIRE,
     ),
-    Rule("services meet over the wire", r"genaid_server\.(resource|image)(\..*)?", ("genaid_server",), (KIT, "{room}")),
+    Rule(
+        "services meet over the wire",
+        r"genaid_server\.(resource|image)(\..*)?",
+        ("genaid_server",),
+        (KIT, SUPERVISION, "{room}"),
+    ),
     Rule("convert is below servicers", r"genaid_server\.\w+\.convert(\..*)?", ("{room}.servicers", "{room}.main")),
     Rule("only main wires", r"genaid_server\.\w+\.servicers(\..*)?", ("{room}.main", RPC)),
     Rule("a child is a program of its own", r"genaid_server\.(engines|probes)(\..*)?", (*WIRE, RPC)),
@@ -64,7 +76,7 @@ RULES = [
         "a child is a program of its own",
         r"genaid_server\.(engines|probes)(\..*)?",
         ("genaid_server",),
-        (KIT, "{room}"),
+        (KIT, SUPERVISION, "{room}"),
     ),
     Rule(
         "the gateway is a client like any other",
@@ -201,9 +213,9 @@ def test_there_is_something_to_check() -> None:
         ("genaid_server.image.servicers", "from genaid_server.image.main import serve"),
         ("genaid_server.image.main", "from genaid_server.resource.main import serve"),
         ("genaid_server.image.main", "from genaid_server.resource.core.models import ModelStore"),
-        ("genaid_server.kit.child", "import grpc"),
-        ("genaid_server.kit.child", "from genaid_server.kit.rpc import serve"),
-        ("genaid_server.kit.child", "from genaid_server.image.core import engine"),
+        ("genaid_server.supervision.child", "import grpc"),
+        ("genaid_server.supervision.child", "from genaid_server.kit.rpc import serve"),
+        ("genaid_server.supervision.child", "from genaid_server.image.core import engine"),
         ("genaid_server.kit.rpc", "from genaid.image.v1 import engine_pb2"),
         ("genaid_server.kit.rpc", "import genaid_server"),
         ("genaid_server.kit", "from genaid_client import Model"),
@@ -243,7 +255,7 @@ def test_the_checker_finds_what_is_wrong(module: str, source: str) -> None:
         ("genaid_server.gateway.app", "from aiohttp import web\nfrom genaid_client import AsyncImageClient"),
         ("genaid_server.cli.up", "from genaid_server.image import main as image\nfrom genaid_server.cli import host"),
         ("genaid_server.engines.image", "from genaid_server.kit import frames"),
-        ("genaid_server.probes.nvidia", "from genaid_server.kit.lifeline import take_pipes"),
+        ("genaid_server.probes.nvidia", "from genaid_server.supervision.lifeline import take_pipes"),
         (
             "genaid_server.resource.servicers.models",
             "import grpc.aio\nfrom genaid_server.resource.convert import models",

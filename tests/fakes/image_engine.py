@@ -18,7 +18,7 @@ import sys
 import zlib
 from typing import Any
 
-from genaid_server.kit import frames
+from genaid_server.supervision import frames
 
 
 def send(event: str, payload: bytes = b"", **values: object) -> None:

@@ -19,8 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from genaid_server.kit.lifeline import die_with_parent, take_pipes
 from genaid_server.probes.__main__ import parse
+from genaid_server.supervision.lifeline import die_with_parent, take_pipes
 
 TYPES = ("other", "integrated", "discrete", "virtual", "cpu")  # the place is the value of VkPhysicalDeviceType
 LAST_WORDS = "the driver's secret last words"

@@ -29,11 +29,11 @@ from genaid_client import (
     ServerError,
     ServerState,
 )
-from genaid_server.kit import frames
-from genaid_server.kit.logbook import MAX_LINE
 from genaid_server.resource.core.fitting import plan
 from genaid_server.resource.core.llm import process
 from genaid_server.resource.core.llm.config import EngineConfig, Serving
+from genaid_server.supervision import frames
+from genaid_server.supervision.logbook import MAX_LINE
 from llm_service import FakeProgram, LlmService, alive, ask, chat, engines, fake_program, free_port, llm_service
 from support import running_genaid
 from worker import children

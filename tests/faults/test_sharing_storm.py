@@ -28,7 +28,7 @@ from genaid_client import (
     ServerError,
     ServerState,
 )
-from genaid_server.kit.engine_notes import running
+from genaid_server.supervision.notes import running
 from llm_service import PATIENCE, chat
 from sharing import LLM, House, house, scarce
 from worker import children

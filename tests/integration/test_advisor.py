@@ -11,7 +11,6 @@ import pytest
 
 import recorded_machines
 from conftest import DemoModels
-from genaid_server.kit.engine_notes import noted
 from genaid_server.kit.errors import InsufficientResourcesError, InvalidRequestError
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.capacity import Budgets
@@ -19,6 +18,7 @@ from genaid_server.resource.core.fitting.plan import LlmWishes, Placement
 from genaid_server.resource.core.llm.devices import engine_gpus
 from genaid_server.resource.core.models import ModelStore
 from genaid_server.resource.core.system.survey import Survey
+from genaid_server.supervision.notes import noted
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows can't have the names of files of sysfs")
 

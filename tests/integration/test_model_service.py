@@ -25,8 +25,8 @@ from genaid_client import (
     Verification,
     errors,
 )
-from genaid_server.kit.model_lock import held, lock_of
 from genaid_server.resource.core.gguf import ValueType
+from genaid_server.supervision.model_lock import held, lock_of
 from resource_service import Resource, resource_service
 from unit.gguf_files import array, language_model, model, pair
 from unit.store_files import FLUX, sha256, shard_names, shards

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genaid_server.kit.threads import default_threads
 from genaid_server.resource.core.fitting.advice import Advice, recommend, threads_reason, usable_cores
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.sizes import pair, words
+from genaid_server.supervision.threads import default_threads
 from unit.fitting_models import GIB, MIB, gpu, machine
 
 BALANCED = ("Q5_K_M", "Q4_K_M")

@@ -15,7 +15,7 @@ from genaid_server.image.core.generations import State as Progress
 from genaid_server.image.core.process import EngineOptions
 from genaid_server.image.core.tenancy import Placement, Size
 from genaid_server.kit.errors import BackendError, InsufficientResourcesError, ServerError
-from genaid_server.kit.supervisor import State
+from genaid_server.supervision.supervisor import State
 from image_stage import (
     AWAY,
     DEAF,

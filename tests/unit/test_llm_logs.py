@@ -2,8 +2,8 @@
 
 import pytest
 
-from genaid_server.kit.logbook import Level
 from genaid_server.resource.core.llm.logs import cause_first, level_of, port_taken
+from genaid_server.supervision.logbook import Level
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from genaid_server.kit.address import Address, require_free
-from genaid_server.kit.engine_process import MAX_REASON
 from genaid_server.kit.errors import PortInUseError, ServerError
-from genaid_server.kit.logbook import Logbook
 from genaid_server.resource.core.fitting.plan import LlmConfig
 from genaid_server.resource.core.fitting.shape import Pooling
 from genaid_server.resource.core.llm.config import EngineConfig, Serving
@@ -24,13 +22,15 @@ from genaid_server.resource.core.llm.process import (
     load_command,
     load_timeout,
 )
+from genaid_server.supervision.logbook import Logbook
+from genaid_server.supervision.process import MAX_REASON
 
 GIB = 2**30
 KEY = "open-sesame"
 
 ENGINE = """
 import os, sys
-from genaid_server.kit import frames
+from genaid_server.supervision import frames
 
 reader = frames.FrameReader()
 commands = []

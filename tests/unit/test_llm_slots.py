@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from genaid_server.kit.logbook import Level, Logbook
 from genaid_server.resource.core.llm.slots import (
     SETTLED_AFTER,
     Endpoint,
@@ -17,6 +16,7 @@ from genaid_server.resource.core.llm.slots import (
     discard,
     file_name,
 )
+from genaid_server.supervision.logbook import Level, Logbook
 from unit.lease_machine import instantly
 
 BUSY, IDLE = [False, True], [False, False]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from genaid_server.kit.logbook import Level, Logbook
 from genaid_server.resource.core.llm import watchdog
 from genaid_server.resource.core.llm.watchdog import Watchdog
+from genaid_server.supervision.logbook import Level, Logbook
 
 INTERVAL = 0.001
 BUSY = 1000.0

@@ -21,7 +21,6 @@ from genaid_server.kit.errors import (
     ServerBusyError,
     ServerError,
 )
-from genaid_server.kit.model_lock import held, lock_of
 from genaid_server.resource.core import verification
 from genaid_server.resource.core.gguf import GgufHeader, ValueType, parse_header
 from genaid_server.resource.core.model import Component, Model, ModelFile
@@ -29,6 +28,7 @@ from genaid_server.resource.core.models import ModelStore
 from genaid_server.resource.core.refreshing import Strategy
 from genaid_server.resource.core.verification import FileVerification, Verdict, VerifyProgress, verify_files
 from genaid_server.resource.core.weights import StoppedError
+from genaid_server.supervision.model_lock import held, lock_of
 from unit.gguf_files import MemorySource, array, header, language_model, model, pair
 from unit.store_files import FLUX, REMOTE, Staging, names_below, sha256, shards
 
@@ -186,7 +186,7 @@ def test_one_verdict_for_all_files(verdicts: str, expected: str) -> None:
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from genaid_server.kit.model_lock import held
+from genaid_server.supervision.model_lock import held
 
 async def main() -> None:
     async with held(Path(sys.argv[1])):

@@ -318,9 +318,9 @@ print(*sorted(name for name in sys.modules if name.split(".")[0] in ("genaid_ser
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
     assert done.stdout.decode().split() == [
         "genaid_server",
-        "genaid_server.kit",
-        "genaid_server.kit.lifeline",
         "genaid_server.probes",
         "genaid_server.probes.__main__",
         "genaid_server.probes.nvidia",
+        "genaid_server.supervision",
+        "genaid_server.supervision.lifeline",
     ]

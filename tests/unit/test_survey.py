@@ -14,8 +14,6 @@ from typing import Any
 import psutil
 import pytest
 
-from genaid_server.kit.engine_notes import noted
-from genaid_server.kit.process_memory import private_bytes
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.leases.measuring import SurveyedMemory
 from genaid_server.resource.core.leases.plan import Kind, MemoryKind
@@ -23,6 +21,8 @@ from genaid_server.resource.core.system.facts import Gpu, GpuMemory, Vendor
 from genaid_server.resource.core.system.machine import Machine
 from genaid_server.resource.core.system.probing import Detection, FoundGpu, Probes, candidates
 from genaid_server.resource.core.system.survey import Survey, merge
+from genaid_server.supervision.notes import noted
+from genaid_server.supervision.process_memory import private_bytes
 from support import clean_environment
 
 FAKES = Path(__file__).parents[1] / "fakes"

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO, Final
 
-from genaid_server.kit import frames
-from genaid_server.kit.lifeline import die_with_parent, take_pipes
+from genaid_server.supervision import frames
+from genaid_server.supervision.lifeline import die_with_parent, take_pipes
 
 CANCEL_AGAIN: Final = 0.02  # seconds; a cancel that comes before sampling begins is forgotten by the library
 PNG_COMPRESSION: Final = 3  # of 9: a tenth of the time of the default, a few per cent larger

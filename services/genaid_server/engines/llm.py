@@ -12,8 +12,8 @@ import sys
 import threading
 from typing import Any, BinaryIO, Final
 
-from genaid_server.kit import frames
-from genaid_server.kit.lifeline import die_with_parent, take_pipes
+from genaid_server.supervision import frames
+from genaid_server.supervision.lifeline import die_with_parent, take_pipes
 
 SPARE_HTTP_THREADS: Final = 16
 """HTTP threads beyond one a slot: each waiting request holds one, and health checks must still get through."""

@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import Final
 
-from genaid_server.kit.lifeline import die_with_parent
+from genaid_server.supervision.lifeline import die_with_parent
 
 CANT_RUN: Final = 127
 """Exit status where the program can't be run, as a shell's."""

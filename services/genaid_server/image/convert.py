@@ -12,8 +12,8 @@ from genaid_server.image.core.process import EngineOptions
 from genaid_server.image.core.progress import Progress, Stage
 from genaid_server.image.core.spec import GenerationSpec, Sampler, choose_seed
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.kit.logbook import Level, LogRecord
-from genaid_server.kit.supervisor import State as ServerState
+from genaid_server.supervision.logbook import Level, LogRecord
+from genaid_server.supervision.supervisor import State as ServerState
 
 _SERVER_STATES = {state: engine_pb2.ServerState.Value(f"SERVER_STATE_{state.name}") for state in ServerState}
 _HEALTH = {

@@ -19,7 +19,7 @@ from genaid_server.image.servicers import EngineServicer, GenerationServicer
 from genaid_server.kit import errors, rpc
 from genaid_server.kit.address import Address
 from genaid_server.kit.config import Config, ImageConfig
-from genaid_server.kit.logbook import Logbook
+from genaid_server.supervision.logbook import Logbook
 
 _LEASE_STATES: Final = {
     ClientLeaseState.WAITING: LeaseState.WAITING,

@@ -19,9 +19,9 @@ from genaid_server.kit.errors import (
     ModelNotFoundError,
     ServerError,
 )
-from genaid_server.kit.logbook import Logbook, in_portions, lines_asked, newest_within
 from genaid_server.kit.paging import page
 from genaid_server.kit.tasks import to_the_end
+from genaid_server.supervision.logbook import Logbook, in_portions, lines_asked, newest_within
 
 _FAILURES: Final[dict[str, type[DomainError]]] = {
     each.reason: each

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from genaid_server.kit.lifeline import die_with_parent, take_pipes
+from genaid_server.supervision.lifeline import die_with_parent, take_pipes
 
 NAMES: Final = ("nvidia", "drm", "vulkan", "apple")
 USAGE: Final = f"usage: python -P -m genaid_server.probes [--root DIR] {{{','.join(NAMES)}}}"

@@ -23,8 +23,6 @@ from genaid.resource.v1 import (
 from genaid_server.kit import rpc
 from genaid_server.kit.address import Address
 from genaid_server.kit.config import Config, DownloadsConfig, LlmConfig, MemoryConfig
-from genaid_server.kit.logbook import Logbook
-from genaid_server.kit.supervisor import RestartPolicy
 from genaid_server.resource.core.download import DownloadLimits
 from genaid_server.resource.core.downloads import Downloads
 from genaid_server.resource.core.fitting.advisor import Advisor
@@ -47,6 +45,8 @@ from genaid_server.resource.servicers.llm import LlmServicer
 from genaid_server.resource.servicers.models import ModelServicer
 from genaid_server.resource.servicers.orchestration import OrchestrationServicer
 from genaid_server.resource.servicers.system import SystemServicer
+from genaid_server.supervision.logbook import Logbook
+from genaid_server.supervision.supervisor import RestartPolicy
 
 SETTLE_SECONDS: Final = 2.5
 """Within which image workers find a manager that was started again, and tell it of the engines that they have."""

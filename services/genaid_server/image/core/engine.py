@@ -16,14 +16,14 @@ import psutil
 
 from genaid_server.image.core.process import EngineConfig, EngineOptions, EngineProcess, engine_process
 from genaid_server.image.core.tenancy import NO_IMAGE, SMALLEST, Landlord, Size, Tenancy
-from genaid_server.kit.engine_notes import noted
 from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError, ServerBusyError, ServerError
-from genaid_server.kit.logbook import Level, Logbook
-from genaid_server.kit.model_lock import held, lock_of
-from genaid_server.kit.process_memory import peak_private_bytes
-from genaid_server.kit.supervisor import Report, Snapshot, State, Supervisor
-from genaid_server.kit.threads import default_threads
 from genaid_server.kit.watchable import Watchable
+from genaid_server.supervision.logbook import Level, Logbook
+from genaid_server.supervision.model_lock import held, lock_of
+from genaid_server.supervision.notes import noted
+from genaid_server.supervision.process_memory import peak_private_bytes
+from genaid_server.supervision.supervisor import Report, Snapshot, State, Supervisor
+from genaid_server.supervision.threads import default_threads
 
 MAX_THREADS: Final = 512
 MAX_KEEP_ALIVE: Final = 365 * 24 * 3600.0

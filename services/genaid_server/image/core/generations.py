@@ -32,9 +32,9 @@ from genaid_server.kit.errors import (
     ServerBusyError,
     ServerError,
 )
-from genaid_server.kit.supervisor import State as EngineState
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
+from genaid_server.supervision.supervisor import State as EngineState
 
 log = logging.getLogger(__name__)
 

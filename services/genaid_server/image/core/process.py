@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from genaid_server.image.core.spec import GenerationSpec
-from genaid_server.kit import frames
-from genaid_server.kit.child import Child, child
-from genaid_server.kit.engine_process import MAX_REASON, engine_environment, with_last_lines
 from genaid_server.kit.errors import BackendError
-from genaid_server.kit.logbook import Level, LineSplitter, Logbook, guess_level
-from genaid_server.kit.supervisor import Report
+from genaid_server.supervision import frames
+from genaid_server.supervision.child import Child, child
+from genaid_server.supervision.logbook import Level, LineSplitter, Logbook, guess_level
+from genaid_server.supervision.process import MAX_REASON, engine_environment, with_last_lines
+from genaid_server.supervision.supervisor import Report
 
 BUILT_IN: Final = (sys.executable, "-P", "-m", "genaid_server.engines.image")
 WHOLE: Final = "model"  # what the only file of a model is to it

@@ -16,8 +16,8 @@ from typing import Final, Protocol
 
 from genaid_server.image.core.process import EngineConfig, EngineOptions
 from genaid_server.kit.errors import DomainError, ServerError
-from genaid_server.kit.logbook import Level, Logbook
 from genaid_server.kit.tasks import to_the_end
+from genaid_server.supervision.logbook import Level, Logbook
 
 log = logging.getLogger(__name__)
 

@@ -1,12 +1,12 @@
 """The LLM engine, both ways."""
 
 from genaid.resource.v1 import llm_pb2
-from genaid_server.kit.logbook import Level, LogRecord
-from genaid_server.kit.supervisor import State
 from genaid_server.resource.convert.system import FIELDS, config_to_pb, wishes_from_pb
 from genaid_server.resource.convert.times import duration_to_pb, time_to_pb
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
 from genaid_server.resource.core.llm.server import HealthState, LlmInfo
+from genaid_server.supervision.logbook import Level, LogRecord
+from genaid_server.supervision.supervisor import State
 
 _STATES = {each: llm_pb2.ServerState.Value(f"SERVER_STATE_{each.name}") for each in State}
 _HEALTHS = {each: llm_pb2.Health.Value(f"HEALTH_{each.name}") for each in HealthState}

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from genaid_server.kit.errors import ServerBusyError
-from genaid_server.kit.model_lock import taken
 from genaid_server.resource.core import placing
 from genaid_server.resource.core.model import Model, ModelFormat
 from genaid_server.resource.core.placing import recover, remove_if_empty
 from genaid_server.resource.core.records import read_paths, read_record
 from genaid_server.resource.core.shelf import TOMBSTONE, Shelf, finish_removal
+from genaid_server.supervision.model_lock import taken
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from typing import Final
 
 from genaid.resource.v1 import llm_pb2, llm_pb2_grpc
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.kit.logbook import Logbook, in_portions, lines_asked, newest_within
 from genaid_server.resource.convert import llm as convert
 from genaid_server.resource.core.llm.server import Llm
 from genaid_server.resource.servicers.context import Context
+from genaid_server.supervision.logbook import Logbook, in_portions, lines_asked, newest_within
 
 MAX_REQUEST_ID: Final = 128
 

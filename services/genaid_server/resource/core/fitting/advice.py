@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
-from genaid_server.kit.threads import default_threads
 from genaid_server.resource.core.fitting import capacity
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.sizes import words
 from genaid_server.resource.core.system.facts import Cpu, Hardware, Ram
+from genaid_server.supervision.threads import default_threads
 
 BALANCED: Final = ("Q5_K_M", "Q4_K_M")
 COMPACT: Final = ("Q4_K_M", "Q4_K_S", "Q3_K_M")

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
 
-from genaid_server.kit.threads import default_threads
 from genaid_server.resource.core.fitting import llm_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
 from genaid_server.resource.core.fitting.footprint import Need
 from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes, Placement
 from genaid_server.resource.core.fitting.shape import CacheType, LlmShape
 from genaid_server.resource.core.fitting.wishes import MIN_CONTEXT, whole_blocks
+from genaid_server.supervision.threads import default_threads
 
 FLOOR: Final = 4096
 """Tokens of context below which a model is of little use; nothing that needs a smaller one is preferred."""

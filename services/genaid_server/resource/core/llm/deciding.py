@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Final
 
 from genaid_server.kit.errors import ModelNotFoundError
-from genaid_server.kit.process_memory import peak_private_bytes
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.plan import LlmConfig
 from genaid_server.resource.core.leases.lease import LLM_TENANT, LeaseRequest
@@ -19,6 +18,7 @@ from genaid_server.resource.core.llm.process import BUILT_IN
 from genaid_server.resource.core.llm.saved import SavedLlm
 from genaid_server.resource.core.model import Model, ModelType
 from genaid_server.resource.core.models import ModelStore
+from genaid_server.supervision.process_memory import peak_private_bytes
 
 SLOTS: Final = "slots"  # the folder of saved prompt caches
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from genaid_server.kit.child import Exit, child
 from genaid_server.resource.core.llm.process import BUILT_IN
+from genaid_server.supervision.child import Exit, child
 
 log = logging.getLogger(__name__)
 

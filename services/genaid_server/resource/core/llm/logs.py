@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from genaid_server.kit.logbook import Level, guess_level
+from genaid_server.supervision.logbook import Level, guess_level
 
 # `0.00.012.345 W srv load_model: ...`: minutes, seconds, milli- and microseconds since the start, then the level.
 _PREFIX: Final = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} ([DIWE]) ")

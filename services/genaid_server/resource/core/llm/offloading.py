@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from genaid_server.kit.errors import DomainError
-from genaid_server.kit.logbook import Level, Logbook
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.resource.core.leases.lease import LeaseRequest
 from genaid_server.resource.core.leases.leases import Leases
 from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
 from genaid_server.resource.core.llm.saved import SavedFile, SavedLlm
 from genaid_server.resource.core.llm.slots import LOOK_INTERVAL, Endpoint, PromptCaches, SlotsApi, discard
+from genaid_server.supervision.logbook import Level, Logbook
 
 log = logging.getLogger(__name__)
 

@@ -12,16 +12,16 @@ from typing import Any, Final, Protocol
 
 import psutil
 
-from genaid_server.kit import frames
 from genaid_server.kit.address import Address, port_in_use
-from genaid_server.kit.child import Child, child
-from genaid_server.kit.engine_process import engine_environment, with_last_lines
 from genaid_server.kit.errors import BinaryError, DomainError, ServerError
-from genaid_server.kit.logbook import LineSplitter, Logbook
-from genaid_server.kit.supervisor import Report
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.resource.core.llm.config import EngineConfig, own_argv
 from genaid_server.resource.core.llm.logs import cause_first, level_of, port_taken
+from genaid_server.supervision import frames
+from genaid_server.supervision.child import Child, child
+from genaid_server.supervision.logbook import LineSplitter, Logbook
+from genaid_server.supervision.process import engine_environment, with_last_lines
+from genaid_server.supervision.supervisor import Report
 
 BUILT_IN: Final = (sys.executable, "-P", "-m", "genaid_server.engines.llm")
 OWN: Final = (sys.executable, "-P", "-m", "genaid_server.engines.own_llm")

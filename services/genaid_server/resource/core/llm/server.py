@@ -14,7 +14,6 @@ from types import MappingProxyType, TracebackType
 from typing import Final, Protocol, Self
 
 from genaid_server.kit.address import Address, require_free
-from genaid_server.kit.engine_notes import noted, running
 from genaid_server.kit.errors import (
     DomainError,
     FileSystemError,
@@ -23,9 +22,6 @@ from genaid_server.kit.errors import (
     ServerBusyError,
     ServerError,
 )
-from genaid_server.kit.logbook import Level, Logbook
-from genaid_server.kit.model_lock import held, lock_of
-from genaid_server.kit.supervisor import Report, RestartPolicy, Snapshot, State, Supervisor
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.fitting.advisor import Advisor
@@ -48,6 +44,10 @@ from genaid_server.resource.core.llm.slots import Endpoint, SlotsApi
 from genaid_server.resource.core.llm.watchdog import Watchdog
 from genaid_server.resource.core.model import Model
 from genaid_server.resource.core.models import ModelStore
+from genaid_server.supervision.logbook import Level, Logbook
+from genaid_server.supervision.model_lock import held, lock_of
+from genaid_server.supervision.notes import noted, running
+from genaid_server.supervision.supervisor import Report, RestartPolicy, Snapshot, State, Supervisor
 
 NAME: Final = "LLM engine"
 

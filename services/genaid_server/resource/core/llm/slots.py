@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from genaid_server.kit.logbook import Level, Logbook
+from genaid_server.supervision.logbook import Level, Logbook
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
-from genaid_server.kit.logbook import Level, Logbook
+from genaid_server.supervision.logbook import Level, Logbook
 
 PATIENCE: Final = 600.0
 """Seconds without an answer after which even an engine that computes counts as hung."""

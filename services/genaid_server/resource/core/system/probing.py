@@ -16,10 +16,10 @@ from typing import Final, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from genaid_server.kit.child import Child, child
 from genaid_server.kit.errors import ServerError
 from genaid_server.resource.core.system.facts import GpuMemory
 from genaid_server.resource.core.system.machine import Machine
+from genaid_server.supervision.child import Child, child
 
 log = logging.getLogger(__name__)
 

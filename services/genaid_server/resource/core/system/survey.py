@@ -13,9 +13,7 @@ from typing import Final, Self
 
 import psutil
 
-from genaid_server.kit import engine_notes
 from genaid_server.kit.errors import ServerError
-from genaid_server.kit.process_memory import private_bytes
 from genaid_server.resource.core.system.cpu import read_cpu
 from genaid_server.resource.core.system.facts import (
     Cpu,
@@ -30,6 +28,8 @@ from genaid_server.resource.core.system.facts import (
 from genaid_server.resource.core.system.machine import Machine
 from genaid_server.resource.core.system.probing import TIMEOUT, Detection, FoundGpu, Probes
 from genaid_server.resource.core.system.ram import in_container, in_wsl, read_ram
+from genaid_server.supervision import notes as engine_notes
+from genaid_server.supervision.process_memory import private_bytes
 
 TTL: Final = 60.0  # seconds
 NOTHING: Final = FoundGpu("", "", "")

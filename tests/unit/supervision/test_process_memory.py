@@ -8,7 +8,7 @@ from subprocess import PIPE, Popen
 import psutil
 import pytest
 
-from genaid_server.kit.process_memory import peak_private_bytes, private_bytes
+from genaid_server.supervision.process_memory import peak_private_bytes, private_bytes
 
 MIB = 2**20
 SIZE = 64 * MIB

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genaid_server.kit.child import Child, child
 from genaid_server.kit.errors import BackendError, DomainError, ModelNotFoundError, ServerBusyError, ServerError
-from genaid_server.kit.supervisor import Report, RestartPolicy, Snapshot, State, Supervisor
+from genaid_server.supervision.child import Child, child
+from genaid_server.supervision.supervisor import Report, RestartPolicy, Snapshot, State, Supervisor
 
-PROGRAM = Path(__file__).parents[1] / "fakes" / "child_program.py"
+PROGRAM = Path(__file__).parents[2] / "fakes" / "child_program.py"
 AT_ONCE = RestartPolicy(automatic=True, limit=2, first_delay=0, stable_after=1e9)
 MUCH_LATER = RestartPolicy(automatic=True, first_delay=3600, max_delay=3600)
 

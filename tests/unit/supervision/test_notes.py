@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from genaid_server.kit.engine_notes import FOLDER, EngineNote, noted, running
+from genaid_server.supervision.notes import FOLDER, EngineNote, noted, running
 
 WRONG = b'{"kind": "llm", "model_id": "m", "pid": "no number", "started": "never"}'
 

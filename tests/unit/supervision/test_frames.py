@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genaid_server.kit.frames import MAX_HEADER, MAX_PAYLOAD, Frame, FrameError, FrameReader, encode
+from genaid_server.supervision.frames import MAX_HEADER, MAX_PAYLOAD, Frame, FrameError, FrameReader, encode
 
 headers = st.dictionaries(
     st.text(max_size=8),

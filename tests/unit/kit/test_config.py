@@ -17,7 +17,7 @@ from genaid_server.kit.address import Address
 from genaid_server.kit.config import Config, Section, load
 from genaid_server.kit.errors import InvalidRequestError
 
-EXAMPLE = Path(__file__).parents[2] / "genaid.example.toml"
+EXAMPLE = Path(__file__).parents[3] / "genaid.example.toml"
 
 type WriteToml = Callable[[str], Path]
 

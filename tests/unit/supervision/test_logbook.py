@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genaid_server.kit.errors import FileSystemError
-from genaid_server.kit.logbook import (
+from genaid_server.supervision.logbook import (
     FLUSH_AFTER,
     MAX_LINE,
     Level,

@@ -14,10 +14,10 @@ from typing import NoReturn
 import psutil
 import pytest
 
-from genaid_server.kit import child as child_module
-from genaid_server.kit.child import Child, Exit, child
+from genaid_server.supervision import child as child_module
+from genaid_server.supervision.child import Child, Exit, child
 
-PROGRAM = Path(__file__).parents[1] / "fakes" / "child_program.py"
+PROGRAM = Path(__file__).parents[2] / "fakes" / "child_program.py"
 SHORT, LONG = 0.05, 60.0  # graces in seconds: over at once, and never while a test runs
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, sessions and process groups are POSIX's")
 

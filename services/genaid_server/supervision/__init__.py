@@ -1,0 +1,1 @@
+"""What every engine child needs: its process, its supervisor, its frames, its log."""
