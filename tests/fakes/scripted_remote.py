@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from genaid_server.resource.core.downloads.remote import HubFile, Item, RangeError, RemoteError, Resolved
 from genaid_server.resource.core.model import ModelSource, SourceType
-from genaid_server.resource.core.remote import HubFile, Item, RangeError, RemoteError, Resolved
 
 COMMIT = "c0ffee" + "0" * 34
 

@@ -13,7 +13,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from genaid_server.resource.addresses import Origin, is_loopback, next_url, origin, proxy_for, shown
-from genaid_server.resource.core.remote import RangeError, RemoteError
+from genaid_server.resource.core.downloads.remote import RangeError, RemoteError
 from genaid_server.resource.refusals import refusal
 
 CONNECT_SECONDS: Final = 15.0

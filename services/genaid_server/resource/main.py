@@ -23,8 +23,9 @@ from genaid.resource.v1 import (
 from genaid_server.kit import rpc
 from genaid_server.kit.address import Address
 from genaid_server.kit.config import Config, DownloadsConfig, LlmConfig, MemoryConfig
-from genaid_server.resource.core.download import DownloadLimits
-from genaid_server.resource.core.downloads import Downloads
+from genaid_server.resource.core.downloads.download import DownloadLimits
+from genaid_server.resource.core.downloads.manager import Downloads
+from genaid_server.resource.core.downloads.source_header import SourceHeaders
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.leases.images import ImageNeeds
@@ -34,7 +35,6 @@ from genaid_server.resource.core.leases.usage import Usage
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
 from genaid_server.resource.core.llm.server import Llm, LlmSettings
 from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.source_header import SourceHeaders
 from genaid_server.resource.core.system.machine import this_machine
 from genaid_server.resource.core.system.survey import Survey
 from genaid_server.resource.core.system.watching import MemoryWatches

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from genaid_server.resource.core.remote import RemoteError
+from genaid_server.resource.core.downloads.remote import RemoteError
 
 LONGEST_WAIT: Final = 600.0
 """The most seconds that an origin may make us wait."""

@@ -7,8 +7,8 @@ from genaid.resource.v1 import downloads_pb2, downloads_pb2_grpc
 from genaid_server.kit.errors import ModelNotFoundError
 from genaid_server.kit.paging import page
 from genaid_server.resource.convert import downloads as convert
-from genaid_server.resource.core.download import Download
-from genaid_server.resource.core.downloads import Downloads
+from genaid_server.resource.core.downloads.download import Download
+from genaid_server.resource.core.downloads.manager import Downloads
 from genaid_server.resource.core.models import ModelStore
 from genaid_server.resource.servicers.context import Context
 

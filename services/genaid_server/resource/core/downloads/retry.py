@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from genaid_server.kit.errors import DownloadError
-from genaid_server.resource.core.download import DownloadLimits
-from genaid_server.resource.core.remote import RemoteError
+from genaid_server.resource.core.downloads.download import DownloadLimits
+from genaid_server.resource.core.downloads.remote import RemoteError
 
 _LONGEST_WAIT: Final = 3600.0  # seconds; a source that says more would have the download look dead
 

@@ -27,15 +27,22 @@ from genaid_server.kit.errors import (
     ServerError,
 )
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core.download import Download, DownloadLimits, DownloadSpec, Failure, FileProgress, Phase
-from genaid_server.resource.core.download_job import Job, Surroundings
-from genaid_server.resource.core.download_spec import checked, plan_files
-from genaid_server.resource.core.installed import expected_checksum, find_installed
-from genaid_server.resource.core.journal import KEEP_ENDED, KEEP_SECONDS, FileRecord, Journal, Record
+from genaid_server.resource.core.downloads.download import (
+    Download,
+    DownloadLimits,
+    DownloadSpec,
+    Failure,
+    FileProgress,
+    Phase,
+)
+from genaid_server.resource.core.downloads.installed import expected_checksum, find_installed
+from genaid_server.resource.core.downloads.job import Job, Surroundings
+from genaid_server.resource.core.downloads.journal import KEEP_ENDED, KEEP_SECONDS, FileRecord, Journal, Record
+from genaid_server.resource.core.downloads.remote import HubFile, Remote
+from genaid_server.resource.core.downloads.retry import Pauses
+from genaid_server.resource.core.downloads.spec import checked, plan_files
 from genaid_server.resource.core.model import Component
 from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.remote import HubFile, Remote
-from genaid_server.resource.core.retry import Pauses
 from genaid_server.resource.core.weights import on_disk
 
 __all__ = [

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from genaid_server.resource.core.journal import FileRecord
+from genaid_server.resource.core.downloads.journal import FileRecord
+from genaid_server.resource.core.downloads.remote import HubFile
 from genaid_server.resource.core.model import Model, ModelFile, ModelSource, SourceType
-from genaid_server.resource.core.remote import HubFile
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 

@@ -31,11 +31,12 @@ from fakes.scripted_remote import (
     sha256,
 )
 from genaid_server.kit.errors import DomainError, DownloadError, FileSystemError, InsufficientResourcesError
-from genaid_server.resource.core import disk_space, partial
-from genaid_server.resource.core.download import DownloadLimits
-from genaid_server.resource.core.remote import Item, Resolved
-from genaid_server.resource.core.retry import Pauses
-from genaid_server.resource.core.transfer import BUFFER, Transfer, Version
+from genaid_server.resource.core.downloads import disk_space
+from genaid_server.resource.core.downloads import partial_file as partial
+from genaid_server.resource.core.downloads.download import DownloadLimits
+from genaid_server.resource.core.downloads.remote import Item, Resolved
+from genaid_server.resource.core.downloads.retry import Pauses
+from genaid_server.resource.core.downloads.transfer import BUFFER, Transfer, Version
 
 URL = "http://models.test/model.gguf"
 CONTENT = random.Random(1).randbytes(300_000)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from genaid_server.resource.core.disk_space import require_space, writing
+from genaid_server.resource.core.downloads.disk_space import require_space, writing
 from genaid_server.resource.core.weights import StoppedError
 
 _BLOCK: Final = 2**20  # hashed at once, between two looks at whether to stop

@@ -31,12 +31,19 @@ from genaid_server.kit.errors import (
     NotFoundError,
     ServerError,
 )
-from genaid_server.resource.core import disk_space
-from genaid_server.resource.core.downloads import Download, DownloadLimits, Downloads, DownloadSpec, Pauses, Phase
+from genaid_server.resource.core.downloads import disk_space
+from genaid_server.resource.core.downloads.manager import (
+    Download,
+    DownloadLimits,
+    Downloads,
+    DownloadSpec,
+    Pauses,
+    Phase,
+)
+from genaid_server.resource.core.downloads.remote import HubFile, Item
 from genaid_server.resource.core.gguf import ValueType
 from genaid_server.resource.core.model import Component, ModelType, SourceType
 from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.remote import HubFile, Item
 from unit.gguf_files import diffusion_model, language_model, model, pair
 
 URL = "http://models.test/tiny.gguf"

@@ -24,9 +24,16 @@ from fakes.scripted_remote import (
     WrongTotal,
     sha256,
 )
-from genaid_server.resource.core.downloads import Download, DownloadLimits, Downloads, DownloadSpec, Pauses, Phase
+from genaid_server.resource.core.downloads.manager import (
+    Download,
+    DownloadLimits,
+    Downloads,
+    DownloadSpec,
+    Pauses,
+    Phase,
+)
+from genaid_server.resource.core.downloads.remote import Item
 from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.remote import Item
 from unit.gguf_files import language_model, model
 
 URL = "http://models.test/tiny.gguf"

@@ -15,11 +15,11 @@ from typing import Final
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.resource.core import gguf, headers, safetensors
+from genaid_server.resource.core.downloads.remote import Body, Remote, RemoteError, Resolved, chunks_of
+from genaid_server.resource.core.downloads.retry import answer_within
 from genaid_server.resource.core.gguf import GgufHeader
 from genaid_server.resource.core.headers import decide_type, of_gguf
 from genaid_server.resource.core.model import ModelFormat, ModelType
-from genaid_server.resource.core.remote import Body, Remote, RemoteError, Resolved, chunks_of
-from genaid_server.resource.core.retry import answer_within
 from genaid_server.resource.core.safetensors import SafetensorsHeader
 from genaid_server.resource.core.sources import Source
 

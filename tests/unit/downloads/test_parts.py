@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from fakes.scripted_remote import ScriptedRemote, Served
-from genaid_server.resource.core import downloads as module
-from genaid_server.resource.core import journal
-from genaid_server.resource.core.download_spec import plan_files, source_name
-from genaid_server.resource.core.downloads import DownloadLimits, Downloads, DownloadSpec
+from genaid_server.resource.core.downloads import journal
+from genaid_server.resource.core.downloads import manager as module
+from genaid_server.resource.core.downloads.manager import DownloadLimits, Downloads, DownloadSpec
+from genaid_server.resource.core.downloads.remote import HubFile, Item
+from genaid_server.resource.core.downloads.spec import plan_files, source_name
+from genaid_server.resource.core.downloads.speed import WINDOW, Speedometer
 from genaid_server.resource.core.model import Component
 from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.remote import HubFile, Item
-from genaid_server.resource.core.speed import WINDOW, Speedometer
 from unit.gguf_files import language_model
 
 SUM = "sha256:" + "0" * 64

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from genaid_server.resource.core.downloads.remote import Item
 from genaid_server.resource.core.model import Component, ModelType
-from genaid_server.resource.core.remote import Item
 
 
 class Phase(StrEnum):

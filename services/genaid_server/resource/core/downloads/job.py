@@ -13,19 +13,19 @@ from typing import Any, Final
 from genaid_server.kit.errors import ChecksumError, DomainError
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
-from genaid_server.resource.core.disk_space import require_space, writing
-from genaid_server.resource.core.download import Download, DownloadLimits, Failure, FileProgress, Phase
-from genaid_server.resource.core.download_spec import normal_checksum, source_name
-from genaid_server.resource.core.installed import expected_checksum, find_installed
-from genaid_server.resource.core.journal import FileRecord, Journal, Record
+from genaid_server.resource.core.downloads.disk_space import require_space, writing
+from genaid_server.resource.core.downloads.download import Download, DownloadLimits, Failure, FileProgress, Phase
+from genaid_server.resource.core.downloads.installed import expected_checksum, find_installed
+from genaid_server.resource.core.downloads.journal import FileRecord, Journal, Record
+from genaid_server.resource.core.downloads.remote import Item, Remote, Resolved
+from genaid_server.resource.core.downloads.remote_header import Header, read_remote_header, tell_type
+from genaid_server.resource.core.downloads.retry import Pauses, Tries, answer_within
+from genaid_server.resource.core.downloads.spec import normal_checksum, source_name
+from genaid_server.resource.core.downloads.speed import Speedometer
+from genaid_server.resource.core.downloads.transfer import Transfer, Version
 from genaid_server.resource.core.model import Component, Model, ModelFile, ModelType, StagedFile
 from genaid_server.resource.core.models import ModelStore
 from genaid_server.resource.core.names import check_file_name
-from genaid_server.resource.core.remote import Item, Remote, Resolved
-from genaid_server.resource.core.remote_header import Header, read_remote_header, tell_type
-from genaid_server.resource.core.retry import Pauses, Tries, answer_within
-from genaid_server.resource.core.speed import Speedometer
-from genaid_server.resource.core.transfer import Transfer, Version
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core.download import DownloadLimits
-from genaid_server.resource.core.partial import PartialFile
-from genaid_server.resource.core.remote import Body, RangeError, Remote, RemoteError, Resolved, chunks_of
-from genaid_server.resource.core.retry import Pauses, Tries, answer_within
+from genaid_server.resource.core.downloads.download import DownloadLimits
+from genaid_server.resource.core.downloads.partial_file import PartialFile
+from genaid_server.resource.core.downloads.remote import Body, RangeError, Remote, RemoteError, Resolved, chunks_of
+from genaid_server.resource.core.downloads.retry import Pauses, Tries, answer_within
 
 BUFFER: Final = 2**20
 """Bytes that are written at once; twice as many are in memory, and lost when the process is killed."""

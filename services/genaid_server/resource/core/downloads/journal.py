@@ -18,10 +18,10 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 
 from genaid_server.kit.files import write_atomic
-from genaid_server.resource.core.download import DownloadSpec, Failure, Phase
+from genaid_server.resource.core.downloads.download import DownloadSpec, Failure, Phase
+from genaid_server.resource.core.downloads.remote import Item, Resolved
+from genaid_server.resource.core.downloads.transfer import Version
 from genaid_server.resource.core.model import ModelType
-from genaid_server.resource.core.remote import Item, Resolved
-from genaid_server.resource.core.transfer import Version
 
 log = logging.getLogger(__name__)
 

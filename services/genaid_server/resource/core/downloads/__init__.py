@@ -1,0 +1,1 @@
+"""Downloads: what is asked for, the job that fetches it, and what survives a restart."""
