@@ -21,7 +21,7 @@ from bench.serving import serving
 from genaid.resource.v1 import models_pb2, models_pb2_grpc
 from genaid_client import Download, DownloadItem, DownloadPhase, DownloadSpec, ResourceClient
 from genaid_server.demo.models import write_llm
-from genaid_server.resource.core.gguf import read_header
+from genaid_server.resource.core.formats.gguf import read_header
 
 GIGABYTE = 1_000_000_000
 MODELS = 1000

@@ -8,7 +8,7 @@ import gguf
 
 from bench.rows import Row, ratio
 from genaid_server.demo.models import write_llm
-from genaid_server.resource.core.gguf import read_header
+from genaid_server.resource.core.formats.gguf import read_header
 
 VOCABULARY = 152_000
 

@@ -15,7 +15,7 @@ from genaid.resource.v1 import downloads_pb2 as pb
 from genaid.resource.v1 import downloads_pb2_grpc, models_pb2
 from genaid_client import errors
 from resource_service import Resource, resource_service
-from unit.gguf_files import language_model
+from unit.formats.gguf_files import language_model
 from unit.store_files import sha256, shard_names, shards
 
 REPO = "owner/name"

@@ -14,7 +14,7 @@ from genaid_server.resource.core.fitting.llm_memory import batch, need
 from genaid_server.resource.core.fitting.llm_shape import shape_of
 from genaid_server.resource.core.fitting.plan import LlmConfig
 from genaid_server.resource.core.fitting.shape import Pooling
-from genaid_server.resource.core.gguf import read_header
+from genaid_server.resource.core.formats.gguf import read_header
 
 TOLERANCE = 0.15
 CONTEXT = 32_768

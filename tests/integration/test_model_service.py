@@ -25,10 +25,10 @@ from genaid_client import (
     Verification,
     errors,
 )
-from genaid_server.resource.core.gguf import ValueType
+from genaid_server.resource.core.formats.gguf import ValueType
 from genaid_server.supervision.model_lock import held, lock_of
 from resource_service import Resource, resource_service
-from unit.gguf_files import array, language_model, model, pair
+from unit.formats.gguf_files import array, language_model, model, pair
 from unit.store_files import FLUX, sha256, shard_names, shards
 
 REPO = "owner/name"

@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from genaid_server.resource.core.gguf import ValueType
+from genaid_server.resource.core.formats.gguf import ValueType
 from genaid_server.resource.core.model import Component, ModelSource, SourceType, StagedFile
 from genaid_server.resource.core.models import ModelStore
-from unit.gguf_files import diffusion_model, model, pair, u64
+from unit.formats.gguf_files import diffusion_model, model, pair, u64
 
 REMOTE = ModelSource(
     SourceType.HUGGINGFACE,

@@ -27,12 +27,12 @@ from genaid_server.kit.errors import (
     ServerError,
 )
 from genaid_server.resource.core import models as module
-from genaid_server.resource.core.gguf import ValueType
+from genaid_server.resource.core.formats.gguf import ValueType
 from genaid_server.resource.core.model import Model, ModelFile, ModelFormat, ModelSource, ModelType, SourceType
 from genaid_server.resource.core.models import ModelStore
 from genaid_server.resource.core.names import MAX_ID, slug
 from genaid_server.resource.core.weights import check_stamp, read_stamp
-from unit.gguf_files import array, diffusion_model, header, language_model, model, pair, tensor, u64
+from unit.formats.gguf_files import array, diffusion_model, header, language_model, model, pair, tensor, u64
 from unit.store_files import safetensors
 
 OTHER_DISK = Path("/dev/shm")  # noqa: S108 - a file system of its own, on Linux

@@ -21,7 +21,7 @@ from genaid_server.resource.core import placing, shelf
 from genaid_server.resource.core.model import Component, Model
 from genaid_server.resource.core.models import ModelStore
 from genaid_server.resource.core.placing import Placement
-from unit.gguf_files import diffusion_model, language_model
+from unit.formats.gguf_files import diffusion_model, language_model
 from unit.store_files import FLUX, Staging, expected_names, names_below, shards
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "open", "os.chmod"}

@@ -34,7 +34,7 @@ from genaid_server.resource.core.downloads.manager import (
 )
 from genaid_server.resource.core.downloads.remote import Item
 from genaid_server.resource.core.models import ModelStore
-from unit.gguf_files import language_model, model
+from unit.formats.gguf_files import language_model, model
 
 URL = "http://models.test/tiny.gguf"
 CONTENT = language_model(salt=1)

@@ -41,10 +41,10 @@ from genaid_server.resource.core.downloads.manager import (
     Phase,
 )
 from genaid_server.resource.core.downloads.remote import HubFile, Item
-from genaid_server.resource.core.gguf import ValueType
+from genaid_server.resource.core.formats.gguf import ValueType
 from genaid_server.resource.core.model import Component, ModelType, SourceType
 from genaid_server.resource.core.models import ModelStore
-from unit.gguf_files import diffusion_model, language_model, model, pair
+from unit.formats.gguf_files import diffusion_model, language_model, model, pair
 
 URL = "http://models.test/tiny.gguf"
 LIMITS = DownloadLimits(reserve_bytes=0, stall_seconds=60.0, attempts=4)

@@ -14,7 +14,7 @@ from genaid_server.resource.core.downloads.spec import plan_files, source_name
 from genaid_server.resource.core.downloads.speed import WINDOW, Speedometer
 from genaid_server.resource.core.model import Component
 from genaid_server.resource.core.models import ModelStore
-from unit.gguf_files import language_model
+from unit.formats.gguf_files import language_model
 
 SUM = "sha256:" + "0" * 64
 

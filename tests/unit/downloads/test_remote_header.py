@@ -8,13 +8,13 @@ import pytest
 
 from fakes.scripted_remote import Break, End, Hold, IgnoreRange, Refuse, Replace, ScriptedRemote, Served, Stall
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core import gguf, safetensors
 from genaid_server.resource.core.downloads.remote import Item, RemoteError
 from genaid_server.resource.core.downloads.remote_header import Header, read_remote_header, tell_type
-from genaid_server.resource.core.gguf import ValueType
+from genaid_server.resource.core.formats import gguf, safetensors
+from genaid_server.resource.core.formats.byte_source import FileSource
+from genaid_server.resource.core.formats.gguf import ValueType
 from genaid_server.resource.core.model import ModelFormat, ModelType
-from genaid_server.resource.core.sources import FileSource
-from unit.gguf_files import array, diffusion_model, language_model, model, pair, u64
+from unit.formats.gguf_files import array, diffusion_model, language_model, model, pair, u64
 
 GGUF, SAFETENSORS = ModelFormat.GGUF, ModelFormat.SAFETENSORS
 URL = "http://models.test/model.gguf"

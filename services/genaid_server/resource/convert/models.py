@@ -7,7 +7,7 @@ from google.protobuf import timestamp_pb2
 
 from genaid.resource.v1 import models_pb2
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core.metadata import GgufMetadata
+from genaid_server.resource.core.formats.metadata import GgufMetadata
 from genaid_server.resource.core.model import (
     Component,
     Model,

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core.headers import Header, decide_type, read_header, read_shards
-from genaid_server.resource.core.metadata import GgufMetadata
+from genaid_server.resource.core.formats.headers import Header, decide_type, read_header, read_shards
+from genaid_server.resource.core.formats.metadata import GgufMetadata
+from genaid_server.resource.core.formats.reasoning import named_for_reasoning
+from genaid_server.resource.core.formats.shards import ShardName, shard_name
 from genaid_server.resource.core.model import Component, ModelFile, ModelFormat, ModelType, StagedFile
 from genaid_server.resource.core.names import check_file_name, readable
-from genaid_server.resource.core.reasoning import named_for_reasoning
-from genaid_server.resource.core.shards import ShardName, shard_name
 
 
 @dataclass(frozen=True, slots=True)

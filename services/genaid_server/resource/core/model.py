@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from genaid_server.resource.core.metadata import GgufMetadata
+from genaid_server.resource.core.formats.metadata import GgufMetadata
 
 _LAYER_BYTES: Final = 150 * 2**20  # what a layer takes, where nothing is known but a model's size
 _FEWEST_LAYERS: Final = 24

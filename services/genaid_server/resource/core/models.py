@@ -23,8 +23,9 @@ from genaid_server.kit.errors import (
     ServerError,
 )
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core import gguf, raw
 from genaid_server.resource.core.candidates import Candidate, inspect
+from genaid_server.resource.core.formats import gguf
+from genaid_server.resource.core.formats import raw_metadata as raw
 from genaid_server.resource.core.loading import load
 from genaid_server.resource.core.model import (
     Model,

@@ -7,9 +7,9 @@ from enum import StrEnum
 
 from genaid_server.kit.errors import DomainError, DownloadError, InvalidRequestError
 from genaid_server.resource.core.candidates import reasons
-from genaid_server.resource.core.gguf import GgufHeader
-from genaid_server.resource.core.headers import Header, check_whole, of_gguf, read_header, read_shards
-from genaid_server.resource.core.metadata import GgufMetadata
+from genaid_server.resource.core.formats.gguf import GgufHeader
+from genaid_server.resource.core.formats.headers import Header, check_whole, of_gguf, read_header, read_shards
+from genaid_server.resource.core.formats.metadata import GgufMetadata
 from genaid_server.resource.core.model import Model, ModelFormat, SourceType
 from genaid_server.resource.core.weights import on_disk
 

@@ -14,14 +14,14 @@ from typing import Final
 
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core import gguf, headers, safetensors
 from genaid_server.resource.core.downloads.remote import Body, Remote, RemoteError, Resolved, chunks_of
 from genaid_server.resource.core.downloads.retry import answer_within
-from genaid_server.resource.core.gguf import GgufHeader
-from genaid_server.resource.core.headers import decide_type, of_gguf
+from genaid_server.resource.core.formats import gguf, headers, safetensors
+from genaid_server.resource.core.formats.byte_source import Source
+from genaid_server.resource.core.formats.gguf import GgufHeader
+from genaid_server.resource.core.formats.headers import decide_type, of_gguf
+from genaid_server.resource.core.formats.safetensors import SafetensorsHeader
 from genaid_server.resource.core.model import ModelFormat, ModelType
-from genaid_server.resource.core.safetensors import SafetensorsHeader
-from genaid_server.resource.core.sources import Source
 
 FIRST_PIECE: Final = 65_536
 """Bytes of the first request: enough to see what the file is not."""

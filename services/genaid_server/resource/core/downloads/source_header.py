@@ -4,7 +4,7 @@ from genaid_server.kit.errors import DownloadError
 from genaid_server.resource.core.downloads.remote import HubFile, Item, Remote, RemoteError
 from genaid_server.resource.core.downloads.remote_header import read_remote_header
 from genaid_server.resource.core.downloads.retry import answer_within
-from genaid_server.resource.core.gguf import GgufHeader
+from genaid_server.resource.core.formats.gguf import GgufHeader
 from genaid_server.resource.core.model import Model, ModelFormat, SourceType
 
 

@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 from genaid_server.resource.core.fitting.shape import Layer, LlmShape, Pooling
-from genaid_server.resource.core.gguf import ArrayField, GgufHeader, TensorInfo, ValueType
-from genaid_server.resource.core.metadata import GgufMetadata, arch_field, metadata
+from genaid_server.resource.core.formats.gguf import ArrayField, GgufHeader, TensorInfo, ValueType
+from genaid_server.resource.core.formats.metadata import GgufMetadata, arch_field, metadata
 
 MAX_LAYERS: Final = 1024
 """Layers of a model, so many as an array of the header may have; llama.cpp stops at half of that."""

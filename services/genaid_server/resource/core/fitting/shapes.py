@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core import gguf, safetensors
 from genaid_server.resource.core.fitting import diffusion_shape, llm_shape
 from genaid_server.resource.core.fitting.diffusion_shape import TensorPart
 from genaid_server.resource.core.fitting.shape import DiffusionShape, LlmShape
+from genaid_server.resource.core.formats import gguf, safetensors
 from genaid_server.resource.core.model import Model, ModelFile, ModelFormat
 from genaid_server.resource.core.weights import on_disk
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from genaid_server.resource.core.gguf import ArrayField, GgufHeader, Value
+from genaid_server.resource.core.formats.gguf import ArrayField, GgufHeader, Value
 
 
 @dataclass(frozen=True, slots=True)

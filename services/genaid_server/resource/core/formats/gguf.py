@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core.sources import FileSource, Source
+from genaid_server.resource.core.formats.byte_source import FileSource, Source
 
 MAX_HEADER_BYTES: Final = 256 * 2**20
 """How far into a file a header may reach. The largest vocabularies make headers of some 20 MB."""

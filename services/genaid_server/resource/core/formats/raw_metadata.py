@@ -5,7 +5,14 @@ import math
 from typing import Final
 
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core.gguf import MAX_SHORT_ARRAY, ArrayField, GgufHeader, LongString, Value, ValueType
+from genaid_server.resource.core.formats.gguf import (
+    MAX_SHORT_ARRAY,
+    ArrayField,
+    GgufHeader,
+    LongString,
+    Value,
+    ValueType,
+)
 
 MAX_BYTES: Final = 3 * 2**20
 """The longest JSON, so that it fits into one message. Models have a tenth of that."""

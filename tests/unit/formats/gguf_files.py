@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from genaid_server.resource.core.gguf import TENSOR_SIZES, ValueType
+from genaid_server.resource.core.formats.gguf import TENSOR_SIZES, ValueType
 
 _FORMATS = {
     ValueType.UINT8: "B",

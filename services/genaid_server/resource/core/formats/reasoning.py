@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from genaid_server.resource.core.gguf import GgufHeader
+from genaid_server.resource.core.formats.gguf import GgufHeader
 
 PATTERNS: Final = ("qwen3", "deepseek-r1", "gpt-oss")
 """Parts of the file names of model families that reason, in lower case."""

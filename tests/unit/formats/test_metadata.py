@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genaid_server.resource.core.gguf import GgufHeader, ValueType, parse_header
-from genaid_server.resource.core.metadata import (
+from genaid_server.resource.core.formats.gguf import GgufHeader, ValueType, parse_header
+from genaid_server.resource.core.formats.metadata import (
     GgufMetadata,
     arch_field,
     guess_type,
@@ -16,7 +16,7 @@ from genaid_server.resource.core.metadata import (
     metadata_of_shards,
 )
 from genaid_server.resource.core.model import Model, ModelFile, ModelFormat, ModelSource, ModelType, SourceType
-from unit.gguf_files import MemorySource, array, model, pair
+from unit.formats.gguf_files import MemorySource, array, model, pair
 from unit.store_files import shards
 
 GIB = 2**30

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from genaid_server.resource.core.gguf import MAX_STRING_BYTES, ValueType, parse_header
+from genaid_server.resource.core.formats.gguf import MAX_STRING_BYTES, ValueType, parse_header
+from genaid_server.resource.core.formats.reasoning import PATTERNS, named_for_reasoning, templated_for_reasoning
 from genaid_server.resource.core.model import ModelType
 from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.reasoning import PATTERNS, named_for_reasoning, templated_for_reasoning
-from unit.gguf_files import MemorySource, array, diffusion_model, language_model, model, pair
+from unit.formats.gguf_files import MemorySource, array, diffusion_model, language_model, model, pair
 from unit.store_files import Staging, shards
 
 

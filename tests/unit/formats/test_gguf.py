@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from genaid_server.demo.models import write_llm
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core.gguf import (
+from genaid_server.resource.core.formats.gguf import (
     MAX_ARRAYS,
     MAX_HEADER_BYTES,
     MAX_KEPT_BYTES,
@@ -34,8 +34,20 @@ from genaid_server.resource.core.gguf import (
     parse_header,
     read_header,
 )
-from genaid_server.resource.core.metadata import arch_field, guess_type, metadata
-from unit.gguf_files import MemorySource, array, header, language_model, model, padded, pair, tensor, text, u32, u64
+from genaid_server.resource.core.formats.metadata import arch_field, guess_type, metadata
+from unit.formats.gguf_files import (
+    MemorySource,
+    array,
+    header,
+    language_model,
+    model,
+    padded,
+    pair,
+    tensor,
+    text,
+    u32,
+    u64,
+)
 
 MEBIBYTE = 2**20
 MEMORY_LIMIT = 64 * MEBIBYTE

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core.sources import FileSource, Source
+from genaid_server.resource.core.formats.byte_source import FileSource, Source
 
 FORMAT_MAX_HEADER_BYTES: Final = 100_000_000
 """The longest header that the format allows."""

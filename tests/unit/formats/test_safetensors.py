@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core.safetensors import (
+from genaid_server.resource.core.formats.safetensors import (
     DTYPE_BITS,
     FORMAT_MAX_HEADER_BYTES,
     MAX_HEADER_BYTES,
@@ -26,7 +26,7 @@ from genaid_server.resource.core.safetensors import (
     parse_header,
     read_header,
 )
-from unit.gguf_files import MemorySource, u64
+from unit.formats.gguf_files import MemorySource, u64
 
 MEBIBYTE = 2**20
 MEMORY_LIMIT = 64 * MEBIBYTE

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core import gguf, safetensors
-from genaid_server.resource.core import metadata as gguf_metadata
-from genaid_server.resource.core.gguf import GgufHeader
-from genaid_server.resource.core.metadata import GgufMetadata
+from genaid_server.resource.core.formats import gguf, safetensors
+from genaid_server.resource.core.formats import metadata as gguf_metadata
+from genaid_server.resource.core.formats.gguf import GgufHeader
+from genaid_server.resource.core.formats.metadata import GgufMetadata
+from genaid_server.resource.core.formats.reasoning import templated_for_reasoning
 from genaid_server.resource.core.model import ModelFormat, ModelType
-from genaid_server.resource.core.reasoning import templated_for_reasoning
 
 
 @dataclass(frozen=True, slots=True)

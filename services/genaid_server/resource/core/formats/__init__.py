@@ -1,0 +1,1 @@
+"""The headers of model files, read within bounds."""
