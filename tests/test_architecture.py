@@ -212,7 +212,7 @@ def test_there_is_something_to_check() -> None:
         ("genaid_server.probes.nvidia", "import grpc"),
         ("genaid_server.image.servicers", "from genaid_server.image.main import serve"),
         ("genaid_server.image.main", "from genaid_server.resource.main import serve"),
-        ("genaid_server.image.main", "from genaid_server.resource.core.models import ModelStore"),
+        ("genaid_server.image.main", "from genaid_server.resource.core.store.store import ModelStore"),
         ("genaid_server.supervision.child", "import grpc"),
         ("genaid_server.supervision.child", "from genaid_server.kit.rpc import serve"),
         ("genaid_server.supervision.child", "from genaid_server.image.core import engine"),

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from genaid_server.resource.core.downloads.remote import HubFile, Item, RangeError, RemoteError, Resolved
-from genaid_server.resource.core.model import ModelSource, SourceType
+from genaid_server.resource.core.store.model import ModelSource, SourceType
 
 COMMIT = "c0ffee" + "0" * 34
 

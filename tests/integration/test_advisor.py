@@ -16,7 +16,7 @@ from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.plan import LlmWishes, Placement
 from genaid_server.resource.core.llm.devices import engine_gpus
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.survey import Survey
 from genaid_server.supervision.notes import noted
 

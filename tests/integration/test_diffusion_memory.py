@@ -14,7 +14,7 @@ from genaid_server.demo.models import write_diffusion_parts
 from genaid_server.resource.core.fitting.diffusion_memory import need
 from genaid_server.resource.core.fitting.diffusion_shape import TensorPart, shape_of
 from genaid_server.resource.core.formats.gguf import read_header
-from genaid_server.resource.core.model import Component
+from genaid_server.resource.core.store.model import Component
 
 PROGRAM = Path(__file__).parents[1] / "fakes" / "diffusion_memory.py"
 # Threads that spin while they wait make this ten times slower on a busy machine.

@@ -16,7 +16,7 @@ from genaid.resource.v1 import downloads_pb2_grpc, models_pb2
 from genaid_client import errors
 from resource_service import Resource, resource_service
 from unit.formats.gguf_files import language_model
-from unit.store_files import sha256, shard_names, shards
+from unit.store.store_files import sha256, shard_names, shards
 
 REPO = "owner/name"
 LARGE = language_model() + bytes(2_000_000)

@@ -29,7 +29,7 @@ from genaid_server.resource.core.formats.gguf import ValueType
 from genaid_server.supervision.model_lock import held, lock_of
 from resource_service import Resource, resource_service
 from unit.formats.gguf_files import array, language_model, model, pair
-from unit.store_files import FLUX, sha256, shard_names, shards
+from unit.store.store_files import FLUX, sha256, shard_names, shards
 
 REPO = "owner/name"
 

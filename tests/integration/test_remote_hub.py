@@ -14,7 +14,7 @@ import pytest
 from fakes.hub_server import HubFileServed, HubServer, Repo
 from genaid_server.kit.config import DownloadsConfig
 from genaid_server.resource.core.downloads.remote import HubFile, Item, RemoteError, Resolved
-from genaid_server.resource.core.model import ModelSource, SourceType
+from genaid_server.resource.core.store.model import ModelSource, SourceType
 from genaid_server.resource.remote import HttpRemote, open_remote
 from support import clean_environment
 

@@ -13,7 +13,7 @@ from genaid_server.resource.core.fitting.diffusion_shape import PartTensor, Tens
 from genaid_server.resource.core.fitting.shape import Backbone, DiffusionShape
 from genaid_server.resource.core.formats.gguf import read_header
 from genaid_server.resource.core.formats.safetensors import SafetensorInfo, SafetensorsHeader
-from genaid_server.resource.core.model import Component
+from genaid_server.resource.core.store.model import Component
 
 MEBIBYTE = 2**20
 

@@ -23,7 +23,7 @@ from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, Placem
 from genaid_server.resource.core.leases.plan import Amount, Kind, MemoryKind, Room, plan
 from genaid_server.resource.core.leases.usage import Usage, image_key
 from genaid_server.resource.core.leases.ways import ImageNeed, Way, choose
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.survey import Survey
 from unit.fitting_models import GIB, MIB, flux
 

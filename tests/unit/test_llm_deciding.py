@@ -12,7 +12,7 @@ from genaid_server.resource.core.leases.plan import Amount, Kind
 from genaid_server.resource.core.leases.usage import Usage, llm_key
 from genaid_server.resource.core.llm.config import EngineConfig, Serving
 from genaid_server.resource.core.llm.deciding import Decider
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.store import ModelStore
 
 CONFIG = EngineConfig(
     model_id="qwen",

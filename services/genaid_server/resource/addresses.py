@@ -7,7 +7,7 @@ from urllib.request import getproxies, proxy_bypass
 from yarl import URL
 
 from genaid_server.resource.core.downloads.remote import RemoteError
-from genaid_server.resource.core.names import unprintable
+from genaid_server.resource.core.store.names import unprintable
 
 MAX_URL: Final = 8192
 SCHEMES: Final = frozenset({"http", "https"})

@@ -18,7 +18,7 @@ from yarl import URL
 
 from genaid_server.resource.addresses import check_url, origin
 from genaid_server.resource.core.downloads.remote import HubFile, RemoteError
-from genaid_server.resource.core.names import readable, unprintable
+from genaid_server.resource.core.store.names import readable, unprintable
 from genaid_server.resource.http import MAX_ETAG
 from genaid_server.resource.refusals import refusal
 

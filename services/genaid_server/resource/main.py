@@ -34,7 +34,7 @@ from genaid_server.resource.core.leases.measuring import SurveyedMemory
 from genaid_server.resource.core.leases.usage import Usage
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
 from genaid_server.resource.core.llm.server import Llm, LlmSettings
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.machine import this_machine
 from genaid_server.resource.core.system.survey import Survey
 from genaid_server.resource.core.system.watching import MemoryWatches

@@ -15,8 +15,8 @@ from genaid_server.kit.config import DownloadsConfig
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.addresses import check_url, shown
 from genaid_server.resource.core.downloads.remote import HubFile, Item, RangeError, RemoteError, Resolved
-from genaid_server.resource.core.model import ModelFormat, ModelSource, SourceType
-from genaid_server.resource.core.names import MAX_FILE_NAME, check_file_name, file_name_problem
+from genaid_server.resource.core.store.model import ModelFormat, ModelSource, SourceType
+from genaid_server.resource.core.store.names import MAX_FILE_NAME, check_file_name, file_name_problem
 from genaid_server.resource.http import Answer, Credentials, HttpBody, HttpClient, Part, open_client
 from genaid_server.resource.hub import Hub
 

@@ -33,7 +33,7 @@ from genaid_server.resource.core.downloads.manager import (
     Phase,
 )
 from genaid_server.resource.core.downloads.remote import Item
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import language_model, model
 
 URL = "http://models.test/tiny.gguf"

@@ -12,8 +12,8 @@ from genaid_server.resource.core.downloads.manager import DownloadLimits, Downlo
 from genaid_server.resource.core.downloads.remote import HubFile, Item
 from genaid_server.resource.core.downloads.spec import plan_files, source_name
 from genaid_server.resource.core.downloads.speed import WINDOW, Speedometer
-from genaid_server.resource.core.model import Component
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.model import Component
+from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import language_model
 
 SUM = "sha256:" + "0" * 64

@@ -15,9 +15,9 @@ from genaid_server.resource.core.formats.metadata import (
     metadata,
     metadata_of_shards,
 )
-from genaid_server.resource.core.model import Model, ModelFile, ModelFormat, ModelSource, ModelType, SourceType
+from genaid_server.resource.core.store.model import Model, ModelFile, ModelFormat, ModelSource, ModelType, SourceType
 from unit.formats.gguf_files import MemorySource, array, model, pair
-from unit.store_files import shards
+from unit.store.store_files import shards
 
 GIB = 2**30
 MIB = 2**20

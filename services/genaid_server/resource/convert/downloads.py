@@ -6,7 +6,7 @@ from genaid_server.resource.convert.models import COMPONENTS, TYPES, model_to_pb
 from genaid_server.resource.convert.times import duration_to_pb, time_to_pb
 from genaid_server.resource.core.downloads.download import Download, DownloadSpec, FileProgress, Phase
 from genaid_server.resource.core.downloads.remote import HubFile, Item
-from genaid_server.resource.core.model import Component, Model
+from genaid_server.resource.core.store.model import Component, Model
 
 _COMPONENTS_BACK: dict[int, Component] = {number: each for each, number in COMPONENTS.items()}
 _PHASES = {phase: downloads_pb2.DownloadPhase.Value(f"DOWNLOAD_PHASE_{phase.name}") for phase in Phase}

@@ -8,7 +8,7 @@ from google.protobuf import timestamp_pb2
 from genaid.resource.v1 import models_pb2
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.formats.metadata import GgufMetadata
-from genaid_server.resource.core.model import (
+from genaid_server.resource.core.store.model import (
     Component,
     Model,
     ModelFile,
@@ -17,8 +17,8 @@ from genaid_server.resource.core.model import (
     ModelType,
     SourceType,
 )
-from genaid_server.resource.core.refreshing import Strategy
-from genaid_server.resource.core.verification import FileVerification, Verdict, VerifyProgress
+from genaid_server.resource.core.store.refreshing import Strategy
+from genaid_server.resource.core.store.verification import FileVerification, Verdict, VerifyProgress
 
 TYPES: Final = {kind: models_pb2.ModelType.Value(f"MODEL_TYPE_{kind.name}") for kind in ModelType}
 _TYPES_BACK: dict[int, ModelType] = {number: kind for kind, number in TYPES.items()}

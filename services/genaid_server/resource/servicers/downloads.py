@@ -9,7 +9,7 @@ from genaid_server.kit.paging import page
 from genaid_server.resource.convert import downloads as convert
 from genaid_server.resource.core.downloads.download import Download
 from genaid_server.resource.core.downloads.manager import Downloads
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.servicers.context import Context
 
 

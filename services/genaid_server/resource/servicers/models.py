@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from genaid.resource.v1 import models_pb2, models_pb2_grpc
 from genaid_server.kit.paging import page
 from genaid_server.resource.convert import models as convert
-from genaid_server.resource.core.model import Model
-from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.refreshing import RemoteHeader
+from genaid_server.resource.core.store.model import Model
+from genaid_server.resource.core.store.refreshing import RemoteHeader
+from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.servicers.context import Context
 
 

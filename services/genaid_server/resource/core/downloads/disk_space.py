@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from genaid_server.kit.errors import InsufficientResourcesError
-from genaid_server.resource.core.weights import on_disk
+from genaid_server.resource.core.store.files import on_disk
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 

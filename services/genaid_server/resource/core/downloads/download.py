@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from genaid_server.resource.core.downloads.remote import Item
-from genaid_server.resource.core.model import Component, ModelType
+from genaid_server.resource.core.store.model import Component, ModelType
 
 
 class Phase(StrEnum):

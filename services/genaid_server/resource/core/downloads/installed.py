@@ -6,7 +6,7 @@ from typing import Final
 
 from genaid_server.resource.core.downloads.journal import FileRecord
 from genaid_server.resource.core.downloads.remote import HubFile
-from genaid_server.resource.core.model import Model, ModelFile, ModelSource, SourceType
+from genaid_server.resource.core.store.model import Model, ModelFile, ModelSource, SourceType
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 

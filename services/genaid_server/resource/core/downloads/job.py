@@ -23,9 +23,9 @@ from genaid_server.resource.core.downloads.retry import Pauses, Tries, answer_wi
 from genaid_server.resource.core.downloads.spec import normal_checksum, source_name
 from genaid_server.resource.core.downloads.speed import Speedometer
 from genaid_server.resource.core.downloads.transfer import Transfer, Version
-from genaid_server.resource.core.model import Component, Model, ModelFile, ModelType, StagedFile
-from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.names import check_file_name
+from genaid_server.resource.core.store.model import Component, Model, ModelFile, ModelType, StagedFile
+from genaid_server.resource.core.store.names import check_file_name
+from genaid_server.resource.core.store.store import ModelStore
 
 log = logging.getLogger(__name__)
 

@@ -41,9 +41,9 @@ from genaid_server.resource.core.downloads.journal import KEEP_ENDED, KEEP_SECON
 from genaid_server.resource.core.downloads.remote import HubFile, Remote
 from genaid_server.resource.core.downloads.retry import Pauses
 from genaid_server.resource.core.downloads.spec import checked, plan_files
-from genaid_server.resource.core.model import Component
-from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.weights import on_disk
+from genaid_server.resource.core.store.files import on_disk
+from genaid_server.resource.core.store.model import Component
+from genaid_server.resource.core.store.store import ModelStore
 
 __all__ = [
     "Download",

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from genaid_server.resource.core.downloads.disk_space import require_space, writing
-from genaid_server.resource.core.weights import StoppedError
+from genaid_server.resource.core.store.files import StoppedError
 
 _BLOCK: Final = 2**20  # hashed at once, between two looks at whether to stop
 _LOOK_AT_DISK: Final = 2**26  # bytes written between two looks at how much of the disk is free

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from genaid_server.resource.core.model import Component, ModelSource
+from genaid_server.resource.core.store.model import Component, ModelSource
 
 
 @dataclass(frozen=True, slots=True)

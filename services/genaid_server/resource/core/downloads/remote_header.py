@@ -21,7 +21,7 @@ from genaid_server.resource.core.formats.byte_source import Source
 from genaid_server.resource.core.formats.gguf import GgufHeader
 from genaid_server.resource.core.formats.headers import decide_type, of_gguf
 from genaid_server.resource.core.formats.safetensors import SafetensorsHeader
-from genaid_server.resource.core.model import ModelFormat, ModelType
+from genaid_server.resource.core.store.model import ModelFormat, ModelType
 
 FIRST_PIECE: Final = 65_536
 """Bytes of the first request: enough to see what the file is not."""

@@ -5,7 +5,7 @@ from genaid_server.resource.core.downloads.remote import HubFile, Item, Remote, 
 from genaid_server.resource.core.downloads.remote_header import read_remote_header
 from genaid_server.resource.core.downloads.retry import answer_within
 from genaid_server.resource.core.formats.gguf import GgufHeader
-from genaid_server.resource.core.model import Model, ModelFormat, SourceType
+from genaid_server.resource.core.store.model import Model, ModelFormat, SourceType
 
 
 class SourceHeaders:

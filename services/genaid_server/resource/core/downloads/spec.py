@@ -12,8 +12,8 @@ from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.downloads.download import DownloadSpec
 from genaid_server.resource.core.downloads.remote import HubFile, Item
 from genaid_server.resource.core.formats.shards import shard_name
-from genaid_server.resource.core.model import Component, ModelType
-from genaid_server.resource.core.names import PICKLED, check_file_name, check_id, check_name, unprintable
+from genaid_server.resource.core.store.model import Component, ModelType
+from genaid_server.resource.core.store.names import PICKLED, check_file_name, check_id, check_name, unprintable
 
 MAX_ITEMS: Final = 64
 """Items of one request."""

@@ -14,8 +14,8 @@ from genaid_server.resource.core.fitting.shape import Pooling
 from genaid_server.resource.core.fitting.shapes import Shapes
 from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE, check_size, check_wishes
 from genaid_server.resource.core.leases.plan import Amount
-from genaid_server.resource.core.model import Model, ModelType
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.model import Model, ModelType
+from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.facts import Hardware, Memory, Ram
 from genaid_server.resource.core.system.survey import Survey
 

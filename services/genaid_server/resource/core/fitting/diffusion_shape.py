@@ -12,7 +12,7 @@ from typing import Final
 from genaid_server.resource.core.fitting.shape import Backbone, DiffusionShape
 from genaid_server.resource.core.formats.gguf import GgufHeader
 from genaid_server.resource.core.formats.safetensors import DTYPE_BITS, SafetensorsHeader
-from genaid_server.resource.core.model import Component
+from genaid_server.resource.core.store.model import Component
 
 CLIP_TOKENS: Final = 77
 """What a U-Net sees of a prompt: the one chunk that most prompts are."""

@@ -12,8 +12,8 @@ from genaid_server.resource.core.leases.lease import LLM_TENANT, Lease, LeaseReq
 from genaid_server.resource.core.leases.plan import Kind
 from genaid_server.resource.core.leases.usage import Usage, image_key
 from genaid_server.resource.core.leases.ways import ImageNeed, choose
-from genaid_server.resource.core.model import Model, ModelType
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.model import Model, ModelType
+from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.facts import Hardware
 from genaid_server.resource.core.system.survey import Survey
 

@@ -16,8 +16,8 @@ from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest
 from genaid_server.resource.core.llm.devices import engine_gpus
 from genaid_server.resource.core.llm.process import BUILT_IN
 from genaid_server.resource.core.llm.saved import SavedLlm
-from genaid_server.resource.core.model import Model, ModelType
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.model import Model, ModelType
+from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.supervision.process_memory import peak_private_bytes
 
 SLOTS: Final = "slots"  # the folder of saved prompt caches

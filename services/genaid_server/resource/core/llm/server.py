@@ -42,8 +42,8 @@ from genaid_server.resource.core.llm.process import LlmProcess, llm_process
 from genaid_server.resource.core.llm.saved import SavedFile, SavedLlm
 from genaid_server.resource.core.llm.slots import Endpoint, SlotsApi
 from genaid_server.resource.core.llm.watchdog import Watchdog
-from genaid_server.resource.core.model import Model
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.model import Model
+from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.supervision.logbook import Level, Logbook
 from genaid_server.supervision.model_lock import held, lock_of
 from genaid_server.supervision.notes import noted, running

@@ -26,14 +26,14 @@ from genaid_server.kit.errors import (
     ServerBusyError,
     ServerError,
 )
-from genaid_server.resource.core import models as module
 from genaid_server.resource.core.formats.gguf import ValueType
-from genaid_server.resource.core.model import Model, ModelFile, ModelFormat, ModelSource, ModelType, SourceType
-from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.names import MAX_ID, slug
-from genaid_server.resource.core.weights import check_stamp, read_stamp
+from genaid_server.resource.core.store import store as module
+from genaid_server.resource.core.store.files import check_stamp, read_stamp
+from genaid_server.resource.core.store.model import Model, ModelFile, ModelFormat, ModelSource, ModelType, SourceType
+from genaid_server.resource.core.store.names import MAX_ID, slug
+from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import array, diffusion_model, header, language_model, model, pair, tensor, u64
-from unit.store_files import safetensors
+from unit.store.store_files import safetensors
 
 OTHER_DISK = Path("/dev/shm")  # noqa: S108 - a file system of its own, on Linux
 
@@ -737,7 +737,7 @@ async def test_a_thousand_models_are_loaded(store: ModelStore) -> None:
 IMPORTER = """
 import asyncio, sys
 from pathlib import Path
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.store import ModelStore
 
 async def main() -> None:
     store = await ModelStore.open(Path(sys.argv[1]))

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from genaid_server.kit.files import write_atomic
-from genaid_server.resource.core.weights import flush_folder, move, share
+from genaid_server.resource.core.store.files import flush_folder, move, share
 
 log = logging.getLogger(__name__)
 

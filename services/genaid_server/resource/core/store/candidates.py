@@ -9,8 +9,8 @@ from genaid_server.resource.core.formats.headers import Header, decide_type, rea
 from genaid_server.resource.core.formats.metadata import GgufMetadata
 from genaid_server.resource.core.formats.reasoning import named_for_reasoning
 from genaid_server.resource.core.formats.shards import ShardName, shard_name
-from genaid_server.resource.core.model import Component, ModelFile, ModelFormat, ModelType, StagedFile
-from genaid_server.resource.core.names import check_file_name, readable
+from genaid_server.resource.core.store.model import Component, ModelFile, ModelFormat, ModelType, StagedFile
+from genaid_server.resource.core.store.names import check_file_name, readable
 
 
 @dataclass(frozen=True, slots=True)

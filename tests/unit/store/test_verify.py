@@ -21,16 +21,16 @@ from genaid_server.kit.errors import (
     ServerBusyError,
     ServerError,
 )
-from genaid_server.resource.core import verification
 from genaid_server.resource.core.formats.gguf import GgufHeader, ValueType, parse_header
-from genaid_server.resource.core.model import Component, Model, ModelFile
-from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.refreshing import Strategy
-from genaid_server.resource.core.verification import FileVerification, Verdict, VerifyProgress, verify_files
-from genaid_server.resource.core.weights import StoppedError
+from genaid_server.resource.core.store import verification
+from genaid_server.resource.core.store.files import StoppedError
+from genaid_server.resource.core.store.model import Component, Model, ModelFile
+from genaid_server.resource.core.store.refreshing import Strategy
+from genaid_server.resource.core.store.store import ModelStore
+from genaid_server.resource.core.store.verification import FileVerification, Verdict, VerifyProgress, verify_files
 from genaid_server.supervision.model_lock import held, lock_of
 from unit.formats.gguf_files import MemorySource, array, header, language_model, model, pair
-from unit.store_files import FLUX, REMOTE, Staging, names_below, sha256, shards
+from unit.store.store_files import FLUX, REMOTE, Staging, names_below, sha256, shards
 
 LARGE = 2**42  # bytes: hours of hashing, and no disk where files may have holes
 

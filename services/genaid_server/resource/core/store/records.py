@@ -10,7 +10,7 @@ from typing import Any, Final
 from genaid_server.resource.core.formats.metadata import GgufMetadata
 from genaid_server.resource.core.formats.reasoning import named_for_reasoning
 from genaid_server.resource.core.formats.shards import MAX_SHARDS
-from genaid_server.resource.core.model import (
+from genaid_server.resource.core.store.model import (
     Component,
     Model,
     ModelFile,
@@ -19,7 +19,7 @@ from genaid_server.resource.core.model import (
     ModelType,
     SourceType,
 )
-from genaid_server.resource.core.names import ID, MAX_ID, file_name_problem, unprintable
+from genaid_server.resource.core.store.names import ID, MAX_ID, file_name_problem, unprintable
 
 _MAX_RECORD_BYTES: Final = 8 * 2**20  # MAX_SHARDS files with the longest addresses
 _MAX_PARTS: Final = 3  # of a file's path below the models: type, perhaps a folder, name

@@ -18,7 +18,7 @@ from genaid_server.kit.errors import (
     FileSystemError,
     InvalidRequestError,
 )
-from genaid_server.resource.core.names import variants
+from genaid_server.resource.core.store.names import variants
 
 _BLOCK: Final = 2**20  # bytes hashed or copied at once, between two looks at whether to stop
 

@@ -23,24 +23,10 @@ from genaid_server.kit.errors import (
     ServerError,
 )
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core.candidates import Candidate, inspect
 from genaid_server.resource.core.formats import gguf
 from genaid_server.resource.core.formats import raw_metadata as raw
-from genaid_server.resource.core.loading import load
-from genaid_server.resource.core.model import (
-    Model,
-    ModelFile,
-    ModelFormat,
-    ModelSource,
-    ModelType,
-    SourceType,
-    StagedFile,
-)
-from genaid_server.resource.core.names import MAX_ID, check_file_name, check_id, check_name, slug, variants
-from genaid_server.resource.core.refreshing import RemoteHeader, Strategy, fresh_header, refreshed
-from genaid_server.resource.core.shelf import Shelf
-from genaid_server.resource.core.verification import VerifyProgress, verify_files
-from genaid_server.resource.core.weights import (
+from genaid_server.resource.core.store.candidates import Candidate, inspect
+from genaid_server.resource.core.store.files import (
     Stamp,
     StoppedError,
     check_stamp,
@@ -50,6 +36,20 @@ from genaid_server.resource.core.weights import (
     on_disk,
     read_stamp,
 )
+from genaid_server.resource.core.store.layout import Shelf
+from genaid_server.resource.core.store.model import (
+    Model,
+    ModelFile,
+    ModelFormat,
+    ModelSource,
+    ModelType,
+    SourceType,
+    StagedFile,
+)
+from genaid_server.resource.core.store.names import MAX_ID, check_file_name, check_id, check_name, slug, variants
+from genaid_server.resource.core.store.recovery import load
+from genaid_server.resource.core.store.refreshing import RemoteHeader, Strategy, fresh_header, refreshed
+from genaid_server.resource.core.store.verification import VerifyProgress, verify_files
 
 MAX_REQUEST_ID: Final = 128
 REMEMBERED_REQUESTS: Final = 1024

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from genaid_server.kit.errors import FileSystemError
-from genaid_server.resource.core import placing, shelf
-from genaid_server.resource.core.model import Component, Model
-from genaid_server.resource.core.models import ModelStore
-from genaid_server.resource.core.placing import Placement
+from genaid_server.resource.core.store import install_journal as placing
+from genaid_server.resource.core.store import layout as shelf
+from genaid_server.resource.core.store.install_journal import Placement
+from genaid_server.resource.core.store.model import Component, Model
+from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import diffusion_model, language_model
-from unit.store_files import FLUX, Staging, expected_names, names_below, shards
+from unit.store.store_files import FLUX, Staging, expected_names, names_below, shards
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "open", "os.chmod"}
 

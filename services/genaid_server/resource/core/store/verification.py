@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Final
 
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core.model import ModelFile
-from genaid_server.resource.core.weights import on_disk, pump
+from genaid_server.resource.core.store.files import on_disk, pump
+from genaid_server.resource.core.store.model import ModelFile
 
 INTERVAL: Final = 0.25  # seconds between two looks at how far it is
 

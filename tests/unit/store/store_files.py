@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from genaid_server.resource.core.formats.gguf import ValueType
-from genaid_server.resource.core.model import Component, ModelSource, SourceType, StagedFile
-from genaid_server.resource.core.models import ModelStore
+from genaid_server.resource.core.store.model import Component, ModelSource, SourceType, StagedFile
+from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import diffusion_model, model, pair, u64
 
 REMOTE = ModelSource(

@@ -1,0 +1,1 @@
+"""The models on disk: their records, their layout, their installation and their checks."""
