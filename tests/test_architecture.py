@@ -60,7 +60,7 @@ RULES = [
     ),
     Rule(
         "convert, servicers and main alone know both worlds",
-        r"genaid_server\.(resource|image)(?!\.((convert|servicers)(\..*)?|main|http|engine_http)$)(\..*)?",
+        r"genaid_server\.(resource|image)(?!\.((convert|servicers)(\..*)?|main|remote(\..*)?)$)(\..*)?",
         WIRE,
     ),
     Rule(

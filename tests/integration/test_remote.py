@@ -19,9 +19,9 @@ from fakes.hub_server import HubServer
 from genaid_server.kit.config import DownloadsConfig
 from genaid_server.resource.core.downloads.remote import Item, RangeError, RemoteError, Resolved
 from genaid_server.resource.core.store.model import SourceType
-from genaid_server.resource.http import MAX_REDIRECTS
-from genaid_server.resource.refusals import LONGEST_WAIT
-from genaid_server.resource.remote import HttpRemote, open_remote
+from genaid_server.resource.remote.http import MAX_REDIRECTS
+from genaid_server.resource.remote.refusals import LONGEST_WAIT
+from genaid_server.resource.remote.sources import HttpRemote, open_remote
 
 CONTENT: Final = os.urandom(3_000_000)
 

@@ -15,7 +15,7 @@ from fakes.hub_server import HubFileServed, HubServer, Repo
 from genaid_server.kit.config import DownloadsConfig
 from genaid_server.resource.core.downloads.remote import HubFile, Item, RemoteError, Resolved
 from genaid_server.resource.core.store.model import ModelSource, SourceType
-from genaid_server.resource.remote import HttpRemote, open_remote
+from genaid_server.resource.remote.sources import HttpRemote, open_remote
 from support import clean_environment
 
 CONTENT: Final = os.urandom(3_000_000)
@@ -414,7 +414,8 @@ async def test_many_files_are_resolved_at_once(server: HubServer, repo: Repo, re
 
 def test_who_downloads_nothing_does_not_import_the_hubs_client() -> None:
     program = (
-        "import sys; import genaid_server.resource.remote; print({'huggingface_hub', 'httpx2'} & set(sys.modules))"
+        "import sys; import genaid_server.resource.remote.sources; "
+        "print({'huggingface_hub', 'httpx2'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=clean_environment(), capture_output=True, text=True, check=True

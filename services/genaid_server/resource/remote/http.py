@@ -12,9 +12,9 @@ import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
-from genaid_server.resource.addresses import Origin, is_loopback, next_url, origin, proxy_for, shown
 from genaid_server.resource.core.downloads.remote import RangeError, RemoteError
-from genaid_server.resource.refusals import refusal
+from genaid_server.resource.remote.addresses import Origin, is_loopback, next_url, origin, proxy_for, shown
+from genaid_server.resource.remote.refusals import refusal
 
 CONNECT_SECONDS: Final = 15.0
 ANSWER_SECONDS: Final = 60.0

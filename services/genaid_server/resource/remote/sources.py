@@ -13,12 +13,12 @@ from yarl import URL
 
 from genaid_server.kit.config import DownloadsConfig
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.addresses import check_url, shown
 from genaid_server.resource.core.downloads.remote import HubFile, Item, RangeError, RemoteError, Resolved
 from genaid_server.resource.core.store.model import ModelFormat, ModelSource, SourceType
 from genaid_server.resource.core.store.names import MAX_FILE_NAME, check_file_name, file_name_problem
-from genaid_server.resource.http import Answer, Credentials, HttpBody, HttpClient, Part, open_client
-from genaid_server.resource.hub import Hub
+from genaid_server.resource.remote.addresses import check_url, shown
+from genaid_server.resource.remote.http import Answer, Credentials, HttpBody, HttpClient, Part, open_client
+from genaid_server.resource.remote.hub import Hub
 
 _HEAD_REFUSED: Final = frozenset({400, 403, 405, 501})
 """Statuses of origins that answer GET only, those with signed addresses among them."""

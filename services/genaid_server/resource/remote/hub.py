@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 from yarl import URL
 
-from genaid_server.resource.addresses import check_url, origin
 from genaid_server.resource.core.downloads.remote import HubFile, RemoteError
 from genaid_server.resource.core.store.names import readable, unprintable
-from genaid_server.resource.http import MAX_ETAG
-from genaid_server.resource.refusals import refusal
+from genaid_server.resource.remote.addresses import check_url, origin
+from genaid_server.resource.remote.http import MAX_ETAG
+from genaid_server.resource.remote.refusals import refusal
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -1,0 +1,1 @@
+"""What is reached over the internet: the hub, plain addresses, and what guards them."""
