@@ -11,7 +11,7 @@ from genaid_server.resource.core.fitting.plan import LlmWishes, Placement, Recom
 from genaid_server.resource.core.fitting.recommend import recommend
 from genaid_server.resource.core.fitting.shape import CacheType, Layer, LlmShape
 from genaid_server.resource.core.fitting.wishes import check_wishes
-from unit.fitting_models import GIB, MIB, dense, llama_8b, mixture
+from unit.fitting.fitting_models import GIB, MIB, dense, llama_8b, mixture
 
 NOTHING = LlmWishes()
 F16, Q8_0, Q4_0 = CacheType.F16, CacheType.Q8_0, CacheType.Q4_0

@@ -21,7 +21,7 @@ from genaid_server.resource.core.fitting.recommend import recommend
 from genaid_server.resource.core.fitting.shape import CacheType, Layer, LlmShape
 from genaid_server.resource.core.fitting.wishes import check_wishes
 from genaid_server.resource.core.system.facts import Ram
-from unit.fitting_models import GIB, MIB, gpu, machine
+from unit.fitting.fitting_models import GIB, MIB, gpu, machine
 
 F16, Q8_0 = CacheType.F16, CacheType.Q8_0
 SIZE: Final = 6 * GIB

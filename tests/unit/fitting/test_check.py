@@ -12,7 +12,7 @@ from genaid_server.resource.core.fitting.footprint import Footprint, Need
 from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes
 from genaid_server.resource.core.fitting.recommend import recommend
 from genaid_server.resource.core.fitting.shape import CacheType, DiffusionShape, LlmShape
-from unit.fitting_models import GIB, flux, llama_8b, mixture
+from unit.fitting.fitting_models import GIB, flux, llama_8b, mixture
 
 NOTHING = LlmWishes()
 SIZE = 8 * GIB

@@ -25,7 +25,7 @@ from genaid_server.supervision.notes import noted
 from genaid_server.supervision.process_memory import private_bytes
 from support import clean_environment
 
-FAKES = Path(__file__).parents[1] / "fakes"
+FAKES = Path(__file__).parents[2] / "fakes"
 GIB = 2**30
 TIMEOUT = 60.0  # seconds; the machine may be busy
 DRM = "sys/class/drm/card0/device/vendor"

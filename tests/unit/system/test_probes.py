@@ -15,7 +15,7 @@ import pytest
 from genaid_server.probes import vulkan
 from support import clean_environment
 
-FAKES = Path(__file__).parents[1] / "fakes"
+FAKES = Path(__file__).parents[2] / "fakes"
 GIB = 2**30
 NOT_SUPPORTED, NO_PERMISSION, NOT_LOADED, NO_FUNCTION, MISMATCH = 3, 4, 9, 13, 18  # NVML's
 

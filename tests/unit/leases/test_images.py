@@ -25,7 +25,7 @@ from genaid_server.resource.core.leases.usage import Usage, image_key
 from genaid_server.resource.core.leases.ways import ImageNeed, Way, choose
 from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.survey import Survey
-from unit.fitting_models import GIB, MIB, flux
+from unit.fitting.fitting_models import GIB, MIB, flux
 
 EDGE = 1024
 GPU = ImageNeed("flux", EDGE, EDGE, "cuda12")

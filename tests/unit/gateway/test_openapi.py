@@ -9,7 +9,7 @@ import pytest
 from genaid_server.gateway import openapi, rest
 from genaid_server.gateway.errors import ApiError
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "rest"
+GOLDEN = Path(__file__).parent.parent.parent / "golden" / "rest"
 DOCUMENT: dict[str, Any] = json.loads(openapi.document())
 TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.__main__ import BEGIN, END, README, RESULTS, markdown
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 
 
 def test_the_measured_table_is_that_of_the_last_run() -> None:

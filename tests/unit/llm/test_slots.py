@@ -17,7 +17,7 @@ from genaid_server.resource.core.llm.slots import (
     file_name,
 )
 from genaid_server.supervision.logbook import Level, Logbook
-from unit.lease_machine import instantly
+from unit.leases.lease_machine import instantly
 
 BUSY, IDLE = [False, True], [False, False]
 HERE = Endpoint("127.0.0.1", 8080, "sesame")

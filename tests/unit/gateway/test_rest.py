@@ -26,7 +26,7 @@ from genaid_server.gateway import rest
 from genaid_server.gateway.errors import ApiError
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-GOLDEN = Path(__file__).parent.parent / "golden" / "rest"
+GOLDEN = Path(__file__).parent.parent.parent / "golden" / "rest"
 
 PENDING = Generation(
     id="gen_1",

@@ -8,7 +8,7 @@ from genaid_server.resource.core.fitting.advice import Advice, recommend, thread
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.sizes import pair, words
 from genaid_server.supervision.threads import default_threads
-from unit.fitting_models import GIB, MIB, gpu, machine
+from unit.fitting.fitting_models import GIB, MIB, gpu, machine
 
 BALANCED = ("Q5_K_M", "Q4_K_M")
 COMPACT = ("Q4_K_M", "Q4_K_S", "Q3_K_M")

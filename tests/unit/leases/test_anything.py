@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from genaid_server.resource.core.leases.leases import Leases
 from genaid_server.resource.core.leases.plan import Amount
-from unit.lease_actors import Painter, Talker, World
-from unit.lease_machine import InstantLoop
+from unit.leases.lease_actors import Painter, Talker, World
+from unit.leases.lease_machine import InstantLoop
 
 RAM = 16
 PATIENCE = 1000  # half seconds in which cooperative tenants have made room for everybody

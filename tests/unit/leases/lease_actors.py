@@ -14,7 +14,7 @@ from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
 from genaid_server.resource.core.leases.leases import Leases, Leave, Tenancy
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measured
 from genaid_server.resource.core.leases.plan import Amount, MemoryKind
-from unit.lease_machine import image, llm
+from unit.leases.lease_machine import image, llm
 
 DYING: Final = 0.04
 """Seconds that a killed engine goes on holding memory."""

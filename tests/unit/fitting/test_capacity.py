@@ -5,7 +5,7 @@ import pytest
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity, available, total
 from genaid_server.resource.core.fitting.footprint import Footprint, Need
 from genaid_server.resource.core.system.facts import EngineMemory, GpuMemory, Hardware, Memory, Ram
-from unit.fitting_models import GIB, MIB, gpu, machine
+from unit.fitting.fitting_models import GIB, MIB, gpu, machine
 
 NO_BUDGET = Budgets()
 RAM = Ram(32 * GIB, 20 * GIB)
