@@ -18,7 +18,7 @@ MAX_LINES, MAX_TEST_LINES = 600, 800
 GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google")
 WIRE = (*GRPC, "aiohttp", "genaid", "genaid_client")
 KIT, RPC, SUPERVISION = "genaid_server.kit", "genaid_server.kit.rpc", "genaid_server.supervision"
-HOSTS = ("genaid_server.cli.up",)
+HOSTS = ("genaid_server.cli.commands.up",)
 """The modules of the command line that start services."""
 
 
@@ -60,7 +60,7 @@ RULES = [
     ),
     Rule(
         "convert, servicers and main alone know both worlds",
-        r"genaid_server\.(resource|image)(?!\.((convert|servicers)(\..*)?|main|remote(\..*)?)$)(\..*)?",
+        r"genaid_server\.(resource|image)(?!\.((convert|servicers)(\..*)?|main|llm_http|remote(\..*)?)$)(\..*)?",
         WIRE,
     ),
     Rule(
@@ -86,7 +86,7 @@ RULES = [
     ),
     Rule(
         "the command line is a client like any other",
-        r"genaid_server\.(?!cli\.up$)(cli|demo)(\..*)?",
+        r"genaid_server\.(?!cli\.commands\.up$)(cli|demo)(\..*)?",
         (*GRPC, "aiohttp", "genaid", "genaid_server"),
         (KIT, "genaid_server.cli", "genaid_server.demo"),
     ),
@@ -102,6 +102,28 @@ RULES = [
             "genaid_server.resource.main",
         ),
     ),
+]
+
+
+RESOURCE_ROOMS = {
+    "formats": (),
+    "system": (),
+    "store": ("formats",),
+    "downloads": ("formats", "store"),
+    "fitting": ("formats", "store", "system"),
+    "leases": ("formats", "store", "system", "fitting"),
+    "llm": ("formats", "store", "system", "fitting", "leases"),
+}
+"""The rooms of the resource manager's core, each with those below it that it may know."""
+CORE = "genaid_server.resource.core"
+RULES += [
+    Rule(
+        f"{room} knows only what stands below it",
+        rf"genaid_server\.resource\.core\.{room}(\..*)?",
+        (CORE,),
+        tuple(f"{CORE}.{known}" for known in (room, *below)),
+    )
+    for room, below in RESOURCE_ROOMS.items()
 ]
 
 
@@ -176,12 +198,18 @@ def test_every_package_says_what_it_is(folder: Path) -> None:
     assert ast.get_docstring(ast.parse(marker.read_text("utf-8")))
 
 
+def test_every_room_of_the_resource_manager_has_its_place() -> None:
+    folder = SERVICES / "genaid_server" / "resource" / "core"
+    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} == {*RESOURCE_ROOMS}
+    assert {path.name for path in folder.glob("*.py")} == {"__init__.py"}
+
+
 def test_there_is_something_to_check() -> None:
     modules = {name(path) for path in OURS}
     assert {
         "services/genaid_server/kit/rpc.py",
         "services/genaid_server/image/core/engine.py",
-        "services/genaid_server/cli/up.py",
+        "services/genaid_server/cli/commands/up.py",
         "clients/python/genaid_client/__init__.py",
     } <= modules
     assert {host.replace(".", "/") for host in HOSTS} <= {module[9:-3] for module in modules}
@@ -203,6 +231,12 @@ def test_there_is_something_to_check() -> None:
         ("genaid_server.image.core.engine", "from .. import convert"),
         ("genaid_server.image.core.engine", "def late():\n    import grpc"),
         ("genaid_server.image.core.engine", "if TYPE_CHECKING:\n    import grpc"),
+        ("genaid_server.resource.core.formats.headers", "from genaid_server.resource.core.store.model import Model"),
+        ("genaid_server.resource.core.store.store", "from genaid_server.resource.core.downloads import journal"),
+        ("genaid_server.resource.core.fitting.check", "from genaid_server.resource.core.leases.plan import plan"),
+        ("genaid_server.resource.core.leases.plan", "from genaid_server.resource.core.llm import slots"),
+        ("genaid_server.resource.core.system.cpu", "from genaid_server.resource.core.formats import gguf"),
+        ("genaid_server.resource.core.system.cpu", "from genaid_server.resource import core"),
         ("genaid_server.image.helpers", "import grpc"),
         ("genaid_server.image.convert", "from genaid_server.image.servicers import EngineServicer"),
         ("genaid_server.resource.convert.system", "from genaid_server.resource.servicers.system import SystemServicer"),
@@ -221,15 +255,15 @@ def test_there_is_something_to_check() -> None:
         ("genaid_server.kit", "from genaid_client import Model"),
         ("genaid_client.aio", "from genaid_server.kit.errors import DomainError"),
         ("genaid_client.aio", "import aiohttp"),
-        ("genaid_server.gateway.app", "import grpc"),
-        ("genaid_server.gateway.app", "from genaid.image.v1 import engine_pb2"),
-        ("genaid_server.gateway.app", "from genaid_server.image.core.spec import GenerationSpec"),
+        ("genaid_server.gateway.http.app", "import grpc"),
+        ("genaid_server.gateway.http.app", "from genaid.image.v1 import engine_pb2"),
+        ("genaid_server.gateway.http.app", "from genaid_server.image.core.spec import GenerationSpec"),
         ("genaid_server.gateway.main", "from genaid_server.image import main"),
-        ("genaid_server.cli.generate", "from genaid_server.image.core.spec import GenerationSpec"),
-        ("genaid_server.cli.generate", "from genaid_server.image import main"),
-        ("genaid_server.cli.generate", "import grpc"),
-        ("genaid_server.cli.up", "from genaid_server.image.core.engine import Engine"),
-        ("genaid_server.cli.up", "import grpc"),
+        ("genaid_server.cli.commands.generate", "from genaid_server.image.core.spec import GenerationSpec"),
+        ("genaid_server.cli.commands.generate", "from genaid_server.image import main"),
+        ("genaid_server.cli.commands.generate", "import grpc"),
+        ("genaid_server.cli.commands.up", "from genaid_server.image.core.engine import Engine"),
+        ("genaid_server.cli.commands.up", "import grpc"),
         ("genaid_server.engines.image", "from genaid_server.image.core.spec import Sampler"),
         ("genaid_server.engines.image", "import genaid_client"),
     ],
@@ -252,8 +286,11 @@ def test_the_checker_finds_what_is_wrong(module: str, source: str) -> None:
         ),
         ("genaid_server.kit.rpc", "import grpc\nfrom google.rpc import status_pb2\nfrom .errors import DomainError"),
         ("genaid_client.aio", "import grpc.aio\nfrom genaid.image.v1 import engine_pb2"),
-        ("genaid_server.gateway.app", "from aiohttp import web\nfrom genaid_client import AsyncImageClient"),
-        ("genaid_server.cli.up", "from genaid_server.image import main as image\nfrom genaid_server.cli import host"),
+        ("genaid_server.gateway.http.app", "from aiohttp import web\nfrom genaid_client import AsyncImageClient"),
+        (
+            "genaid_server.cli.commands.up",
+            "from genaid_server.image import main as image\nfrom genaid_server.cli import host",
+        ),
         ("genaid_server.engines.image", "from genaid_server.kit import frames"),
         ("genaid_server.probes.nvidia", "from genaid_server.supervision.lifeline import take_pipes"),
         (

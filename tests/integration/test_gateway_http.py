@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, suppress
 import pytest
 
 from fakes.gateway import Rig, gateway, read_answer, rig, running, until
-from genaid_server.gateway import app, connection, rest
+from genaid_server.gateway.http import app, connection
+from genaid_server.gateway.images import rest
 from genaid_server.kit.address import Address
 from genaid_server.kit.errors import PortInUseError
 

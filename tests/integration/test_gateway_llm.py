@@ -20,7 +20,8 @@ from fakes.gateway import running, until
 from fakes.llm_engine import ANYWHERE, LlmManager, engine
 from genaid_client import Llm, LlmConfig, LlmServing
 from genaid_server.demo.models import write_llm
-from genaid_server.gateway import llm_mirror, main
+from genaid_server.gateway import main
+from genaid_server.gateway.llm import mirror as llm_mirror
 from genaid_server.kit.address import Address
 from genaid_server.kit.config import Config, GatewayConfig
 from genaid_server.kit.errors import ServerError

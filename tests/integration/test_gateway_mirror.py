@@ -12,7 +12,7 @@ import genaid_client
 from fakes.gateway import Clock, Rig, gateway, rig, until
 from fakes.image_worker import ImageWorker, png
 from genaid_client import AsyncImageClient
-from genaid_server.gateway.mirror import IDLE_AFTER, Mirror
+from genaid_server.gateway.images.mirror import IDLE_AFTER, Mirror
 from genaid_server.kit.errors import NotFoundError
 from integration.test_gateway import events, next_event
 

@@ -12,8 +12,8 @@ from fakes import llama_memory
 from genaid_server.demo.models import write_llm
 from genaid_server.resource.core.fitting.llm_memory import batch, need
 from genaid_server.resource.core.fitting.llm_shape import shape_of
+from genaid_server.resource.core.fitting.model_shape import Pooling
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.fitting.shape import Pooling
 from genaid_server.resource.core.formats.gguf import read_header
 
 TOLERANCE = 0.15

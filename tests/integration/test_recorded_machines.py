@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import recorded_machines
-from genaid_server.resource.core.fitting import advice
+from genaid_server.resource.core.fitting import system_recommendations as advice
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.system.facts import Cpu, Gpu, Hardware, Ram, Vendor
 from genaid_server.resource.core.system.ram import read_ram

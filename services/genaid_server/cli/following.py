@@ -12,9 +12,9 @@ from genaid_client import (
     ResourceClient,
     raise_for_failure,
 )
-from genaid_server.cli.download_view import ShowDownload, download_view
 from genaid_server.cli.output import INTERRUPTED, print_json, printable, say
-from genaid_server.cli.units import format_bytes
+from genaid_server.cli.views.downloads import ShowDownload, download_view
+from genaid_server.cli.views.units import format_bytes
 
 
 def see_through(client: ResourceClient, download_id: str, *, as_json: bool) -> None:

@@ -25,9 +25,9 @@ from genaid_client import (
     ServerState,
 )
 from genaid_server.cli.connect import API_KEY
-from genaid_server.cli.llm_view import last_error, state_in_words
 from genaid_server.cli.output import INTERRUPTED, printable, say
-from genaid_server.cli.progress import ShowWork, work_bar
+from genaid_server.cli.views.llm import last_error, state_in_words
+from genaid_server.cli.views.progress import ShowWork, work_bar
 
 MAX_KEY_FILE: Final = 4096  # bytes; a key has at most 256 characters
 LOADING: Final = "loading the model"

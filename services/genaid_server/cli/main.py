@@ -50,7 +50,7 @@ class LazyGroup(TyperGroup):
 
 def load_command(name: str) -> Any:
     """Import the module of a command and return the command."""
-    module = importlib.import_module(f"genaid_server.cli.{COMMANDS[name][0]}")
+    module = importlib.import_module(f"genaid_server.cli.commands.{COMMANDS[name][0]}")
     return typer.main.get_group(module.app).commands[name]
 
 

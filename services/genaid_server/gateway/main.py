@@ -9,9 +9,10 @@ from typing import Final, cast
 from aiohttp import web
 
 from genaid_client import AsyncImageClient, AsyncResourceClient
-from genaid_server.gateway import app, connection, openai
-from genaid_server.gateway.llm_mirror import LlmMirror
-from genaid_server.gateway.mirror import Mirror
+from genaid_server.gateway.http import app, connection
+from genaid_server.gateway.images.mirror import Mirror
+from genaid_server.gateway.llm import openai
+from genaid_server.gateway.llm.mirror import LlmMirror
 from genaid_server.kit.address import Address, listening_socket
 from genaid_server.kit.config import Config
 

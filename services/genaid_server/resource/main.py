@@ -38,7 +38,7 @@ from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.machine import this_machine
 from genaid_server.resource.core.system.survey import Survey
 from genaid_server.resource.core.system.watching import MemoryWatches
-from genaid_server.resource.remote.engine_http import EngineHttp
+from genaid_server.resource.llm_http import EngineHttp
 from genaid_server.resource.remote.sources import open_remote
 from genaid_server.resource.servicers.downloads import DownloadServicer
 from genaid_server.resource.servicers.llm import LlmServicer

@@ -20,10 +20,10 @@ from contract.scripted import Script, serve
 from fakes.chat_engine import DONE, HOLD, OK, ChatEngine, chat_engine, chunk, refused, said
 from genaid.resource.v1 import llm_pb2
 from genaid_client import BackendError, ConnectionFailedError, GenaidError, InvalidRequestError, ServerBusyError
-from genaid_server.cli.answers import Answer, Page, escaped
-from genaid_server.cli.chat import Conversation
+from genaid_server.cli.commands.chat import Conversation
 from genaid_server.cli.completions import MAX_LINE, Endpoint, Part, stream_answer
 from genaid_server.cli.main import app
+from genaid_server.cli.views.answers import Answer, Page, escaped
 from support import GENAID, clean_environment, kill_tree
 
 PATIENCE = 30.0  # seconds until a test that waits for something gives up

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from genaid_client import GenerationSpec, NotFoundError, ServerBusyError
 from genaid_client import types as client
 from genaid_server.cli.command import reported
-from genaid_server.cli.generate import Size, file_names
+from genaid_server.cli.commands.generate import Size, file_names
 from genaid_server.cli.main import COMMANDS, app, load_command
 from genaid_server.cli.output import print_json
-from genaid_server.cli.progress import describe, detail, percentage
+from genaid_server.cli.views.progress import describe, detail, percentage
 from genaid_server.kit.errors import PortInUseError
 
 

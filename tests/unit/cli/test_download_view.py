@@ -14,7 +14,7 @@ from genaid_client import (
     DownloadSpec,
     FileProgress,
 )
-from genaid_server.cli.download_view import (
+from genaid_server.cli.views.downloads import (
     SAY_EVERY,
     amount,
     download_view,

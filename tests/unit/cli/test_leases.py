@@ -33,11 +33,11 @@ from genaid_client import (
     convert_llm,
     convert_orchestration,
 )
-from genaid_server.cli import lease_view
 from genaid_server.cli.llm_loading import OFFLOADED as WAITS
 from genaid_server.cli.llm_loading import ready_llm, wait_until_back
-from genaid_server.cli.llm_view import state_in_words
 from genaid_server.cli.main import app
+from genaid_server.cli.views import leases as lease_view
+from genaid_server.cli.views.llm import state_in_words
 from genaid_server.kit import errors
 
 GIB = 2**30

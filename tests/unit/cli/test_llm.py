@@ -30,11 +30,11 @@ from genaid_client import (
     ServerState,
     convert_llm,
 )
+from genaid_server.cli.commands.up import llm_announcement
 from genaid_server.cli.connect import find_server, settings
 from genaid_server.cli.llm_loading import read_api_key, ready_llm
-from genaid_server.cli.llm_view import as_object, how_to_use, last_error, llm_rows, state_in_words, status_rows
 from genaid_server.cli.main import app
-from genaid_server.cli.up import llm_announcement
+from genaid_server.cli.views.llm import as_object, how_to_use, last_error, llm_rows, state_in_words, status_rows
 from genaid_server.kit import errors
 from genaid_server.kit.config import LlmConfig as LlmSettings
 from genaid_server.kit.config import load

@@ -33,9 +33,9 @@ from genaid_client import (
     Ram,
     convert_system,
 )
-from genaid_server.cli import fit_view
 from genaid_server.cli.main import app
-from genaid_server.cli.system_view import (
+from genaid_server.cli.views import fit as fit_view
+from genaid_server.cli.views.system import (
     NO_ENGINE,
     amount,
     budget_lines,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genaid_server.cli.units import UNITS, format_bytes, format_seconds, format_speed
+from genaid_server.cli.views.units import UNITS, format_bytes, format_seconds, format_speed
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ from genaid_server.resource.core.downloads.manager import (
 )
 from genaid_server.resource.core.downloads.remote import HubFile, Item
 from genaid_server.resource.core.formats.gguf import ValueType
-from genaid_server.resource.core.store.model import Component, ModelType, SourceType
+from genaid_server.resource.core.formats.kinds import ModelType
+from genaid_server.resource.core.store.model import Component, SourceType
 from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import diffusion_model, language_model, model, pair
 

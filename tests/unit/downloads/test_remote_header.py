@@ -13,7 +13,7 @@ from genaid_server.resource.core.downloads.remote_header import Header, read_rem
 from genaid_server.resource.core.formats import gguf, safetensors
 from genaid_server.resource.core.formats.byte_source import FileSource
 from genaid_server.resource.core.formats.gguf import ValueType
-from genaid_server.resource.core.store.model import ModelFormat, ModelType
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from unit.formats.gguf_files import array, diffusion_model, language_model, model, pair, u64
 
 GGUF, SAFETENSORS = ModelFormat.GGUF, ModelFormat.SAFETENSORS

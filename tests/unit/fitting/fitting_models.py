@@ -1,6 +1,6 @@
 """Models and machines to decide about: the shapes of well-known models, without their files."""
 
-from genaid_server.resource.core.fitting.shape import Backbone, DiffusionShape, Layer, LlmShape
+from genaid_server.resource.core.fitting.model_shape import Backbone, DiffusionShape, Layer, LlmShape
 from genaid_server.resource.core.system.facts import Cpu, Gpu, Hardware, Vendor
 
 GIB = 2**30

@@ -9,9 +9,9 @@ from genaid_server.resource.core.fitting import diffusion_memory, llm_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
 from genaid_server.resource.core.fitting.check import check_diffusion, check_llm
 from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.model_shape import CacheType, DiffusionShape, LlmShape
 from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes
 from genaid_server.resource.core.fitting.recommend import recommend
-from genaid_server.resource.core.fitting.shape import CacheType, DiffusionShape, LlmShape
 from unit.fitting.fitting_models import GIB, flux, llama_8b, mixture
 
 NOTHING = LlmWishes()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from genaid_server.resource.core.fitting.diffusion_memory import GPU_OVERHEAD, fallback, need
 from genaid_server.resource.core.fitting.footprint import Footprint, Need
-from genaid_server.resource.core.fitting.shape import Backbone, DiffusionShape
+from genaid_server.resource.core.fitting.model_shape import Backbone, DiffusionShape
 
 MEBIBYTE = 2**20
 GIBIBYTE = 2**30

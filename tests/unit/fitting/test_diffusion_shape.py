@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conftest import DemoModels
 from genaid_server.demo.models import write_diffusion_parts
 from genaid_server.resource.core.fitting.diffusion_shape import PartTensor, TensorPart, shape_of
-from genaid_server.resource.core.fitting.shape import Backbone, DiffusionShape
+from genaid_server.resource.core.fitting.model_shape import Backbone, DiffusionShape
 from genaid_server.resource.core.formats.gguf import read_header
 from genaid_server.resource.core.formats.safetensors import SafetensorInfo, SafetensorsHeader
 from genaid_server.resource.core.store.model import Component

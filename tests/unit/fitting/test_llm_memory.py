@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from genaid_server.resource.core.fitting.footprint import Footprint, Need
 from genaid_server.resource.core.fitting.llm_memory import GPU_OVERHEAD, fallback, need
+from genaid_server.resource.core.fitting.model_shape import CacheType, Layer, LlmShape
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.fitting.shape import CacheType, Layer, LlmShape
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 

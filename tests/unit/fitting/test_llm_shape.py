@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from genaid_server.resource.core.fitting.llm_memory import need
 from genaid_server.resource.core.fitting.llm_shape import MAX_LAYERS, shape_of
+from genaid_server.resource.core.fitting.model_shape import Layer, LlmShape, Pooling
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.fitting.shape import Layer, LlmShape, Pooling
 from genaid_server.resource.core.formats.gguf import ArrayField, GgufHeader, TensorInfo, ValueType, parse_header
 from unit.formats.gguf_files import MemorySource, array, diffusion_model, language_model, model, pair
 

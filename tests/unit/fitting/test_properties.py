@@ -16,9 +16,9 @@ from genaid_server.resource.core.fitting import llm_memory
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
 from genaid_server.resource.core.fitting.check import check_llm
 from genaid_server.resource.core.fitting.footprint import Need
+from genaid_server.resource.core.fitting.model_shape import CacheType, Layer, LlmShape
 from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes, Placement, Recommendation
 from genaid_server.resource.core.fitting.recommend import recommend
-from genaid_server.resource.core.fitting.shape import CacheType, Layer, LlmShape
 from genaid_server.resource.core.fitting.wishes import check_wishes
 from genaid_server.resource.core.system.facts import Ram
 from unit.fitting.fitting_models import GIB, MIB, gpu, machine

@@ -7,9 +7,9 @@ import pytest
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.fitting import llm_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
+from genaid_server.resource.core.fitting.model_shape import CacheType, Layer, LlmShape
 from genaid_server.resource.core.fitting.plan import LlmWishes, Placement, Recommendation
 from genaid_server.resource.core.fitting.recommend import recommend
-from genaid_server.resource.core.fitting.shape import CacheType, Layer, LlmShape
 from genaid_server.resource.core.fitting.wishes import check_wishes
 from unit.fitting.fitting_models import GIB, MIB, dense, llama_8b, mixture
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genaid_server.resource.core.formats.gguf import GgufHeader, ValueType, parse_header
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.formats.metadata import (
     GgufMetadata,
     arch_field,
@@ -15,7 +16,7 @@ from genaid_server.resource.core.formats.metadata import (
     metadata,
     metadata_of_shards,
 )
-from genaid_server.resource.core.store.model import Model, ModelFile, ModelFormat, ModelSource, ModelType, SourceType
+from genaid_server.resource.core.store.model import Model, ModelFile, ModelSource, SourceType
 from unit.formats.gguf_files import MemorySource, array, model, pair
 from unit.store.store_files import shards
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from genaid_server.resource.core.formats.gguf import MAX_STRING_BYTES, ValueType, parse_header
+from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.formats.reasoning import PATTERNS, named_for_reasoning, templated_for_reasoning
-from genaid_server.resource.core.store.model import ModelType
 from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import MemorySource, array, diffusion_model, language_model, model, pair
 from unit.store.store_files import Staging, shards

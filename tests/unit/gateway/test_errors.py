@@ -6,7 +6,7 @@ import pytest
 
 import genaid_client
 from genaid_client import GenaidError, InsufficientResourcesError, ServerBusyError
-from genaid_server.gateway.errors import CODES, ApiError, from_client
+from genaid_server.gateway.http.errors import CODES, ApiError, from_client
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from genaid_server.gateway.guard import is_loopback_host, is_trusted_origin
+from genaid_server.gateway.http.guard import is_loopback_host, is_trusted_origin
 
 NONE: frozenset[str] = frozenset()
 

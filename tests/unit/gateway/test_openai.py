@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from genaid_client import Health, Llm, ServerState
-from genaid_server.gateway.errors import ApiError, invalid
-from genaid_server.gateway.llm_mirror import REPLACED_WITHIN, RESTARTED_WITHIN, View, will_serve
-from genaid_server.gateway.openai import is_openai
+from genaid_server.gateway.http.errors import ApiError, invalid
+from genaid_server.gateway.llm.mirror import REPLACED_WITHIN, RESTARTED_WITHIN, View, will_serve
+from genaid_server.gateway.llm.openai import is_openai
 
 
 def llm(state: ServerState, *, offloaded: bool = False) -> Llm:

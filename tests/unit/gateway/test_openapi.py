@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from genaid_server.gateway import openapi, rest
-from genaid_server.gateway.errors import ApiError
+from genaid_server.gateway.http.errors import ApiError
+from genaid_server.gateway.images import openapi, rest
 
 GOLDEN = Path(__file__).parent.parent.parent / "golden" / "rest"
 DOCUMENT: dict[str, Any] = json.loads(openapi.document())

@@ -22,8 +22,8 @@ from genaid_client import (
     Sampler,
     Stage,
 )
-from genaid_server.gateway import rest
-from genaid_server.gateway.errors import ApiError
+from genaid_server.gateway.http.errors import ApiError
+from genaid_server.gateway.images import rest
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 GOLDEN = Path(__file__).parent.parent.parent / "golden" / "rest"

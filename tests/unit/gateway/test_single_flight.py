@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from genaid_client import NotFoundError
-from genaid_server.gateway.flights import Flights
+from genaid_server.gateway.http.single_flight import Flights
 
 
 async def test_callers_share_one_run() -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from genaid_server.kit.errors import DomainError, NotFoundError
+from genaid_server.resource.core.fitting.footprint import Amount, MemoryKind
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
 from genaid_server.resource.core.leases.leases import Leases, Leave, Tenancy
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measured
-from genaid_server.resource.core.leases.plan import Amount, MemoryKind
 from unit.leases.lease_machine import image, llm
 
 DYING: Final = 0.04

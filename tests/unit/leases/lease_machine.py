@@ -11,10 +11,11 @@ from typing import Any, Final, Self
 import pytest
 
 from genaid_server.kit.errors import InsufficientResourcesError
+from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.leases.lease import LLM_TENANT, Lease, LeaseRequest, State
 from genaid_server.resource.core.leases.leases import POLL, Leases, Leave
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measured
-from genaid_server.resource.core.leases.plan import Amount, Kind
+from genaid_server.resource.core.leases.plan import Kind
 
 DELAY: Final = 2.0
 TIMEOUT: Final = 5.0

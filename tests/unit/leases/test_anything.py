@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.leases.leases import Leases
-from genaid_server.resource.core.leases.plan import Amount
 from unit.leases.lease_actors import Painter, Talker, World
 from unit.leases.lease_machine import InstantLoop
 

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
+from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.leases.lease import State
 from genaid_server.resource.core.leases.leases import BACKGROUND_POLL, POLL
-from genaid_server.resource.core.leases.plan import Amount
 from unit.leases.lease_machine import DELAY, TIMEOUT, House, Machine, image, instantly, llm, now, refusal, settle
 
 WAITING, GRANTED, RECLAIM = State

@@ -17,10 +17,11 @@ from conftest import DemoModels
 from genaid_server.kit.errors import FileSystemError, InvalidRequestError, ModelNotFoundError
 from genaid_server.resource.core.fitting import diffusion_memory
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
-from genaid_server.resource.core.fitting.shape import DiffusionShape
+from genaid_server.resource.core.fitting.footprint import Amount, MemoryKind
+from genaid_server.resource.core.fitting.model_shape import DiffusionShape
 from genaid_server.resource.core.leases.images import ImageNeeds
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, Placement
-from genaid_server.resource.core.leases.plan import Amount, Kind, MemoryKind, Room, plan
+from genaid_server.resource.core.leases.plan import Kind, Room, plan
 from genaid_server.resource.core.leases.usage import Usage, image_key
 from genaid_server.resource.core.leases.ways import ImageNeed, Way, choose
 from genaid_server.resource.core.store.store import ModelStore

@@ -7,9 +7,10 @@ from contextlib import AsyncExitStack
 import pytest
 
 from genaid_server.kit.errors import NotFoundError, ServerBusyError, ServerError
+from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.leases.lease import State
 from genaid_server.resource.core.leases.leases import MAX_WAITING, POLL, Leases
-from genaid_server.resource.core.leases.plan import Amount, Room
+from genaid_server.resource.core.leases.plan import Room
 from unit.leases.lease_machine import TIMEOUT, House, Machine, image, instantly, llm, now, refusal, settle
 
 WAITING, GRANTED, RECLAIM = State

@@ -9,7 +9,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from genaid_server.kit.errors import InsufficientResourcesError
-from genaid_server.resource.core.leases.plan import Amount, Kind, MemoryKind, Plan, Room, Tenant, plan
+from genaid_server.resource.core.fitting.footprint import Amount, MemoryKind
+from genaid_server.resource.core.leases.plan import Kind, Plan, Room, Tenant, plan
 
 GB: Final = 2**30
 NOTHING: Final = Amount()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from genaid_server.resource.core.fitting.model_shape import CacheType
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.fitting.shape import CacheType
 from genaid_server.resource.core.leases.usage import MAX_KNOWN, MOST, Usage, image_key, llm_key
 from genaid_server.resource.core.leases.ways import ImageNeed
 

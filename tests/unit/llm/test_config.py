@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.resource.core.fitting.model_shape import CacheType, Pooling
 from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes
-from genaid_server.resource.core.fitting.shape import CacheType, Pooling
 from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest, Serving, check_serving, own_argv
 
 KEY = "open-sesame"

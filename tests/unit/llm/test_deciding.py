@@ -7,8 +7,9 @@ from typing import cast
 import pytest
 
 from genaid_server.resource.core.fitting.advisor import Advisor
+from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.leases.plan import Amount, Kind
+from genaid_server.resource.core.leases.plan import Kind
 from genaid_server.resource.core.leases.usage import Usage, llm_key
 from genaid_server.resource.core.llm.config import EngineConfig, Serving
 from genaid_server.resource.core.llm.deciding import Decider

@@ -11,8 +11,8 @@ import pytest
 
 from genaid_server.kit.address import Address, require_free
 from genaid_server.kit.errors import PortInUseError, ServerError
+from genaid_server.resource.core.fitting.model_shape import Pooling
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.fitting.shape import Pooling
 from genaid_server.resource.core.llm.config import EngineConfig, Serving
 from genaid_server.resource.core.llm.process import (
     LlmProcess,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from genaid_server.resource.core.fitting.footprint import Amount
+from genaid_server.resource.core.fitting.model_shape import CacheType
 from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes
-from genaid_server.resource.core.fitting.shape import CacheType
-from genaid_server.resource.core.leases.plan import Amount
 from genaid_server.resource.core.llm import saved as module
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
 from genaid_server.resource.core.llm.saved import FILE, SavedFile, SavedLlm

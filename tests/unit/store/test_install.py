@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from genaid_server.kit.errors import FileSystemError, InvalidRequestError, ServerError
 from genaid_server.resource.core.formats.gguf import ValueType
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.formats.shards import shard_name
-from genaid_server.resource.core.store.model import Component, Model, ModelFormat, ModelType, StagedFile
+from genaid_server.resource.core.store.model import Component, Model, StagedFile
 from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import diffusion_model, language_model, model, pair
 from unit.store.store_files import (

@@ -27,9 +27,10 @@ from genaid_server.kit.errors import (
     ServerError,
 )
 from genaid_server.resource.core.formats.gguf import ValueType
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.store import store as module
 from genaid_server.resource.core.store.files import check_stamp, read_stamp
-from genaid_server.resource.core.store.model import Model, ModelFile, ModelFormat, ModelSource, ModelType, SourceType
+from genaid_server.resource.core.store.model import Model, ModelFile, ModelSource, SourceType
 from genaid_server.resource.core.store.names import MAX_ID, slug
 from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import array, diffusion_model, header, language_model, model, pair, tensor, u64

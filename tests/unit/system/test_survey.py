@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from genaid_server.resource.core.fitting.capacity import Budgets
+from genaid_server.resource.core.fitting.footprint import MemoryKind
 from genaid_server.resource.core.leases.measuring import SurveyedMemory
-from genaid_server.resource.core.leases.plan import Kind, MemoryKind
+from genaid_server.resource.core.leases.plan import Kind
 from genaid_server.resource.core.system.facts import Gpu, GpuMemory, Vendor
 from genaid_server.resource.core.system.machine import Machine
 from genaid_server.resource.core.system.probing import Detection, FoundGpu, Probes, candidates

@@ -7,16 +7,9 @@ from google.protobuf import timestamp_pb2
 
 from genaid.resource.v1 import models_pb2
 from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.formats.metadata import GgufMetadata
-from genaid_server.resource.core.store.model import (
-    Component,
-    Model,
-    ModelFile,
-    ModelFormat,
-    ModelSource,
-    ModelType,
-    SourceType,
-)
+from genaid_server.resource.core.store.model import Component, Model, ModelFile, ModelSource, SourceType
 from genaid_server.resource.core.store.refreshing import Strategy
 from genaid_server.resource.core.store.verification import FileVerification, Verdict, VerifyProgress
 

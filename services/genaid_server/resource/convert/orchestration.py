@@ -4,9 +4,10 @@ from genaid.resource.v1 import orchestration_pb2
 from genaid_server.resource.convert.llm import serving_to_pb
 from genaid_server.resource.convert.system import config_to_pb
 from genaid_server.resource.convert.times import duration_to_pb, time_to_pb
+from genaid_server.resource.core.fitting.footprint import MemoryKind
 from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, Placement, State
-from genaid_server.resource.core.leases.plan import Departure, Kind, MemoryKind, Plan
+from genaid_server.resource.core.leases.plan import Departure, Kind, Plan
 from genaid_server.resource.core.leases.ways import CPU, ImageNeed
 from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
 

@@ -6,8 +6,8 @@ from genaid_server.resource.convert.times import time_to_pb
 from genaid_server.resource.core.fitting.advisor import Capabilities
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.model_shape import CacheType
 from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes, Placement, Recommendation
-from genaid_server.resource.core.fitting.shape import CacheType
 from genaid_server.resource.core.system.facts import EngineMemory, Gpu, GpuMemory, Hardware, Memory, Ram, Vendor
 
 _VENDORS = {each: system_pb2.GpuVendor.Value(f"GPU_VENDOR_{each.name}") for each in Vendor}

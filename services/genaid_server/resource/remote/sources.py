@@ -14,7 +14,8 @@ from yarl import URL
 from genaid_server.kit.config import DownloadsConfig
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.downloads.remote import HubFile, Item, RangeError, RemoteError, Resolved
-from genaid_server.resource.core.store.model import ModelFormat, ModelSource, SourceType
+from genaid_server.resource.core.formats.kinds import ModelFormat
+from genaid_server.resource.core.store.model import ModelSource, SourceType
 from genaid_server.resource.core.store.names import MAX_FILE_NAME, check_file_name, file_name_problem
 from genaid_server.resource.remote.addresses import check_url, shown
 from genaid_server.resource.remote.http import Answer, Credentials, HttpBody, HttpClient, Part, open_client

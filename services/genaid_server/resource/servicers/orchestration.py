@@ -7,11 +7,12 @@ from genaid.resource.v1 import orchestration_pb2, orchestration_pb2_grpc
 from genaid_server.kit.errors import InvalidRequestError, ServerError
 from genaid_server.kit.paging import page
 from genaid_server.resource.convert import orchestration as convert
+from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.fitting.wishes import check_size
 from genaid_server.resource.core.leases.images import ImageNeeds
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
 from genaid_server.resource.core.leases.leases import Leases
-from genaid_server.resource.core.leases.plan import Amount, Kind
+from genaid_server.resource.core.leases.plan import Kind
 from genaid_server.resource.core.llm.server import Llm
 from genaid_server.resource.servicers.context import Context
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from genaid_server.resource.core.downloads.remote import Item
-from genaid_server.resource.core.store.model import Component, ModelType
+from genaid_server.resource.core.formats.kinds import ModelType
+from genaid_server.resource.core.store.model import Component
 
 
 class Phase(StrEnum):

@@ -23,7 +23,8 @@ from genaid_server.resource.core.downloads.retry import Pauses, Tries, answer_wi
 from genaid_server.resource.core.downloads.spec import normal_checksum, source_name
 from genaid_server.resource.core.downloads.speed import Speedometer
 from genaid_server.resource.core.downloads.transfer import Transfer, Version
-from genaid_server.resource.core.store.model import Component, Model, ModelFile, ModelType, StagedFile
+from genaid_server.resource.core.formats.kinds import ModelType
+from genaid_server.resource.core.store.model import Component, Model, ModelFile, StagedFile
 from genaid_server.resource.core.store.names import check_file_name
 from genaid_server.resource.core.store.store import ModelStore
 

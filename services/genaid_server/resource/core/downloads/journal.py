@@ -21,7 +21,7 @@ from genaid_server.kit.files import write_atomic
 from genaid_server.resource.core.downloads.download import DownloadSpec, Failure, Phase
 from genaid_server.resource.core.downloads.remote import Item, Resolved
 from genaid_server.resource.core.downloads.transfer import Version
-from genaid_server.resource.core.store.model import ModelType
+from genaid_server.resource.core.formats.kinds import ModelType
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from genaid_server.resource.core.formats import gguf, headers, safetensors
 from genaid_server.resource.core.formats.byte_source import Source
 from genaid_server.resource.core.formats.gguf import GgufHeader
 from genaid_server.resource.core.formats.headers import decide_type, of_gguf
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.formats.safetensors import SafetensorsHeader
-from genaid_server.resource.core.store.model import ModelFormat, ModelType
 
 FIRST_PIECE: Final = 65_536
 """Bytes of the first request: enough to see what the file is not."""

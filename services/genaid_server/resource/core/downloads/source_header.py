@@ -5,7 +5,8 @@ from genaid_server.resource.core.downloads.remote import HubFile, Item, Remote, 
 from genaid_server.resource.core.downloads.remote_header import read_remote_header
 from genaid_server.resource.core.downloads.retry import answer_within
 from genaid_server.resource.core.formats.gguf import GgufHeader
-from genaid_server.resource.core.store.model import Model, ModelFormat, SourceType
+from genaid_server.resource.core.formats.kinds import ModelFormat
+from genaid_server.resource.core.store.model import Model, SourceType
 
 
 class SourceHeaders:

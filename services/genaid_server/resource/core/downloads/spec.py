@@ -11,8 +11,9 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.downloads.download import DownloadSpec
 from genaid_server.resource.core.downloads.remote import HubFile, Item
+from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.formats.shards import shard_name
-from genaid_server.resource.core.store.model import Component, ModelType
+from genaid_server.resource.core.store.model import Component
 from genaid_server.resource.core.store.names import PICKLED, check_file_name, check_id, check_name, unprintable
 
 MAX_ITEMS: Final = 64

@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from genaid_server.kit.errors import InsufficientResourcesError, InvalidRequestError
-from genaid_server.resource.core.fitting import advice, capacity, check, recommend
-from genaid_server.resource.core.fitting.advice import Advice
+from genaid_server.resource.core.fitting import capacity, check, recommend
+from genaid_server.resource.core.fitting import system_recommendations as advice
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
-from genaid_server.resource.core.fitting.footprint import Need
+from genaid_server.resource.core.fitting.footprint import Amount, Need
+from genaid_server.resource.core.fitting.model_shape import Pooling
 from genaid_server.resource.core.fitting.plan import Fit, LlmWishes, Recommendation
-from genaid_server.resource.core.fitting.shape import Pooling
-from genaid_server.resource.core.fitting.shapes import Shapes
+from genaid_server.resource.core.fitting.shape_cache import Shapes
+from genaid_server.resource.core.fitting.system_recommendations import Advice
 from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE, check_size, check_wishes
-from genaid_server.resource.core.leases.plan import Amount
-from genaid_server.resource.core.store.model import Model, ModelType
+from genaid_server.resource.core.formats.kinds import ModelType
+from genaid_server.resource.core.store.model import Model
 from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.facts import Hardware, Memory, Ram
 from genaid_server.resource.core.system.survey import Survey

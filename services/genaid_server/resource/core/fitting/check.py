@@ -8,10 +8,10 @@ from typing import Final
 from genaid_server.resource.core.fitting import diffusion_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
 from genaid_server.resource.core.fitting.footprint import Need
+from genaid_server.resource.core.fitting.model_shape import DiffusionShape, LlmShape
 from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes
 from genaid_server.resource.core.fitting.recommend import trained_for
 from genaid_server.resource.core.fitting.search import LlmModel, Search
-from genaid_server.resource.core.fitting.shape import DiffusionShape, LlmShape
 from genaid_server.resource.core.fitting.sizes import pair, words
 
 LARGE: Final = 8 * 2**30

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from genaid_server.resource.core.fitting.footprint import Footprint, Need
-from genaid_server.resource.core.fitting.shape import Backbone, DiffusionShape
+from genaid_server.resource.core.fitting.model_shape import Backbone, DiffusionShape
 
 FALLBACK_FACTOR: Final = 1.2
 """Of a file's size, where its header says nothing: what the engine is known to take for small pictures."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from genaid_server.resource.core.fitting.shape import Backbone, DiffusionShape
+from genaid_server.resource.core.fitting.model_shape import Backbone, DiffusionShape
 from genaid_server.resource.core.formats.gguf import GgufHeader
 from genaid_server.resource.core.formats.safetensors import DTYPE_BITS, SafetensorsHeader
 from genaid_server.resource.core.store.model import Component

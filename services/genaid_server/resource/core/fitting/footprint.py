@@ -1,6 +1,33 @@
 """What a model takes in memory when it runs, part by part. Sizes are bytes."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Self
+
+
+class MemoryKind(StrEnum):
+    """A kind of memory."""
+
+    RAM = "ram"
+    VRAM = "vram"
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Bytes of main memory and of all GPUs' memory."""
+
+    ram: int = 0
+    vram: int = 0
+
+    def __add__(self, other: Self) -> "Amount":
+        return Amount(self.ram + other.ram, self.vram + other.vram)
+
+    def of(self, kind: MemoryKind) -> int:
+        """Bytes of one kind."""
+        return self.vram if kind is MemoryKind.VRAM else self.ram
+
+
+NO_MEMORY: Final = Amount()
 
 
 @dataclass(frozen=True, slots=True)

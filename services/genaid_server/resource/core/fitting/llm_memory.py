@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Final
 
 from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.model_shape import CacheType, CacheWidth, LlmShape, Pooling
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.fitting.shape import CacheType, CacheWidth, LlmShape, Pooling
 
 BATCH: Final = 512
 """Tokens of a prompt that are computed together: llama.cpp's ubatch."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from genaid_server.resource.core.fitting.shape import Layer, LlmShape, Pooling
+from genaid_server.resource.core.fitting.model_shape import Layer, LlmShape, Pooling
 from genaid_server.resource.core.formats.gguf import ArrayField, GgufHeader, TensorInfo, ValueType
 from genaid_server.resource.core.formats.metadata import GgufMetadata, arch_field, metadata
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from genaid_server.resource.core.fitting.footprint import Need
-from genaid_server.resource.core.fitting.shape import CacheType
+from genaid_server.resource.core.fitting.model_shape import CacheType
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from genaid_server.resource.core.fitting import advice
+from genaid_server.resource.core.fitting import system_recommendations as advice
 from genaid_server.resource.core.fitting.capacity import Capacity
+from genaid_server.resource.core.fitting.model_shape import CacheType, LlmShape
 from genaid_server.resource.core.fitting.plan import LlmWishes, Placement, Recommendation
 from genaid_server.resource.core.fitting.search import LARGEST, MODEST, Found, LlmModel, Search
-from genaid_server.resource.core.fitting.shape import CacheType, LlmShape
 from genaid_server.resource.core.fitting.sizes import pair, words
 from genaid_server.resource.core.fitting.wishes import BLOCK, whole_blocks
 

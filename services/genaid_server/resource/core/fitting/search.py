@@ -15,8 +15,8 @@ from typing import Final
 from genaid_server.resource.core.fitting import llm_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
 from genaid_server.resource.core.fitting.footprint import Need
+from genaid_server.resource.core.fitting.model_shape import CacheType, LlmShape
 from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes, Placement
-from genaid_server.resource.core.fitting.shape import CacheType, LlmShape
 from genaid_server.resource.core.fitting.wishes import MIN_CONTEXT, whole_blocks
 from genaid_server.supervision.threads import default_threads
 

@@ -3,8 +3,8 @@
 from typing import Final
 
 from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.resource.core.fitting.model_shape import CacheType, LlmShape
 from genaid_server.resource.core.fitting.plan import LlmWishes
-from genaid_server.resource.core.fitting.shape import CacheType, LlmShape
 
 BLOCK: Final = 32
 """Elements that share a scale in q8_0 and q4_0; a head has to be whole blocks."""

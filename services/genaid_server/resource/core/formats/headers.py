@@ -8,9 +8,9 @@ from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.formats import gguf, safetensors
 from genaid_server.resource.core.formats import metadata as gguf_metadata
 from genaid_server.resource.core.formats.gguf import GgufHeader
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.formats.metadata import GgufMetadata
 from genaid_server.resource.core.formats.reasoning import templated_for_reasoning
-from genaid_server.resource.core.store.model import ModelFormat, ModelType
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ from typing import Final
 from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError
 from genaid_server.resource.core.fitting import capacity
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
-from genaid_server.resource.core.fitting.shapes import Shapes
+from genaid_server.resource.core.fitting.shape_cache import Shapes
 from genaid_server.resource.core.fitting.wishes import check_size
+from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.leases.lease import LLM_TENANT, Lease, LeaseRequest
 from genaid_server.resource.core.leases.plan import Kind
 from genaid_server.resource.core.leases.usage import Usage, image_key
 from genaid_server.resource.core.leases.ways import ImageNeed, choose
-from genaid_server.resource.core.store.model import Model, ModelType
+from genaid_server.resource.core.store.model import Model
 from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.facts import Hardware
 from genaid_server.resource.core.system.survey import Survey

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from genaid_server.resource.core.leases.plan import Amount, Kind
+from genaid_server.resource.core.fitting.footprint import Amount
+from genaid_server.resource.core.leases.plan import Kind
 
 LLM_TENANT: Final = "llm"
 """What the LLM engine calls itself."""

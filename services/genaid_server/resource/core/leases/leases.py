@@ -19,9 +19,10 @@ from typing import Any, Final, Self
 
 from genaid_server.kit.errors import DomainError, InsufficientResourcesError, NotFoundError, ServerError
 from genaid_server.kit.watchable import Watchable
+from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measure, Measured
-from genaid_server.resource.core.leases.plan import ENDLESS, Amount, Departure, Kind, Plan, Room, Tenant, plan
+from genaid_server.resource.core.leases.plan import ENDLESS, Departure, Kind, Plan, Room, Tenant, plan
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from typing import Protocol
 
 from genaid_server.resource.core.fitting import capacity
 from genaid_server.resource.core.fitting.capacity import Budgets
-from genaid_server.resource.core.leases.plan import ENDLESS, Amount, Kind, Room
+from genaid_server.resource.core.fitting.footprint import Amount
+from genaid_server.resource.core.leases.plan import ENDLESS, Kind, Room
 from genaid_server.resource.core.system.survey import Survey
 
 

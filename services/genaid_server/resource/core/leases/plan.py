@@ -9,9 +9,10 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Self
+from typing import Final
 
 from genaid_server.kit.errors import InsufficientResourcesError
+from genaid_server.resource.core.fitting.footprint import NO_MEMORY, Amount, MemoryKind
 from genaid_server.resource.core.fitting.sizes import pair, words
 
 THRESHOLD: Final = 0.75
@@ -29,28 +30,6 @@ class Kind(StrEnum):
     LLM = "llm"
 
 
-class MemoryKind(StrEnum):
-    """A kind of memory."""
-
-    RAM = "ram"
-    VRAM = "vram"
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """Bytes of main memory and of all GPUs' memory."""
-
-    ram: int = 0
-    vram: int = 0
-
-    def __add__(self, other: Self) -> "Amount":
-        return Amount(self.ram + other.ram, self.vram + other.vram)
-
-    def of(self, kind: MemoryKind) -> int:
-        """Bytes of one kind."""
-        return self.vram if kind is MemoryKind.VRAM else self.ram
-
-
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """An engine that has a lease: `amount` is what it is for, `held` what comes free once its process is gone."""
@@ -59,7 +38,7 @@ class Tenant:
     kind: Kind
     model_id: str
     amount: Amount
-    held: Amount = Amount()
+    held: Amount = NO_MEMORY
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ from typing import Final
 
 from genaid_server.resource.core.fitting import diffusion_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
-from genaid_server.resource.core.fitting.footprint import Need
-from genaid_server.resource.core.fitting.shape import DiffusionShape
+from genaid_server.resource.core.fitting.footprint import Amount, Need
+from genaid_server.resource.core.fitting.model_shape import DiffusionShape
 from genaid_server.resource.core.fitting.sizes import pair
 from genaid_server.resource.core.leases.lease import Placement
-from genaid_server.resource.core.leases.plan import Amount
 
 CPU: Final = "cpu"
 """The one variant that takes no VRAM."""

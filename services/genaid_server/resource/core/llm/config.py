@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.resource.core.fitting.footprint import NO_MEMORY, Amount
 from genaid_server.resource.core.fitting.llm_memory import batch
+from genaid_server.resource.core.fitting.model_shape import Pooling
 from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes
-from genaid_server.resource.core.fitting.shape import Pooling
-from genaid_server.resource.core.leases.plan import Amount
 
 MAX_KEY: Final = 256
 DEFAULT_PORT: Final = 8080
@@ -48,7 +48,7 @@ class EngineConfig:
     separates_reasoning: bool
     slot_save_path: Path
     program: str = ""
-    amount: Amount = field(default=Amount(), compare=False)
+    amount: Amount = field(default=NO_MEMORY, compare=False)
     pooling: Pooling | None = None
 
     @property

@@ -8,15 +8,17 @@ from typing import Final
 
 from genaid_server.kit.errors import ModelNotFoundError
 from genaid_server.resource.core.fitting.advisor import Advisor
+from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.leases.lease import LLM_TENANT, LeaseRequest
-from genaid_server.resource.core.leases.plan import Amount, Kind
+from genaid_server.resource.core.leases.plan import Kind
 from genaid_server.resource.core.leases.usage import Usage, llm_key
 from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest
 from genaid_server.resource.core.llm.devices import engine_gpus
 from genaid_server.resource.core.llm.process import BUILT_IN
 from genaid_server.resource.core.llm.saved import SavedLlm
-from genaid_server.resource.core.store.model import Model, ModelType
+from genaid_server.resource.core.store.model import Model
 from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.supervision.process_memory import peak_private_bytes
 

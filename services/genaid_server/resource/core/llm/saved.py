@@ -12,8 +12,8 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 
 from genaid_server.kit.files import write_atomic
+from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.leases.plan import Amount
 from genaid_server.resource.core.llm.config import LlmRequest
 
 log = logging.getLogger(__name__)

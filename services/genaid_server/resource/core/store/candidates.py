@@ -6,10 +6,11 @@ from pathlib import Path
 
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.formats.headers import Header, decide_type, read_header, read_shards
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.formats.metadata import GgufMetadata
 from genaid_server.resource.core.formats.reasoning import named_for_reasoning
 from genaid_server.resource.core.formats.shards import ShardName, shard_name
-from genaid_server.resource.core.store.model import Component, ModelFile, ModelFormat, ModelType, StagedFile
+from genaid_server.resource.core.store.model import Component, ModelFile, StagedFile
 from genaid_server.resource.core.store.names import check_file_name, readable
 
 

@@ -19,10 +19,11 @@ from typing import Final
 
 from genaid_server.kit.errors import ServerBusyError
 from genaid_server.kit.files import write_atomic
+from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.store.candidates import Candidate
 from genaid_server.resource.core.store.files import free_folder, free_path, on_disk
 from genaid_server.resource.core.store.install_journal import Placement, journal_of, place, remove_if_empty
-from genaid_server.resource.core.store.model import Model, ModelFile, ModelType
+from genaid_server.resource.core.store.model import Model, ModelFile
 from genaid_server.resource.core.store.names import variants
 from genaid_server.resource.core.store.records import to_record
 from genaid_server.supervision.model_lock import lock_of, taken

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.formats.metadata import GgufMetadata
 
 _LAYER_BYTES: Final = 150 * 2**20  # what a layer takes, where nothing is known but a model's size
@@ -14,20 +15,6 @@ _MOST_LAYERS: Final = 120
 _LARGE_BYTES: Final = 30 * 2**30
 _CONTEXT: Final = 4096  # tokens
 _LARGE_CONTEXT: Final = 8192
-
-
-class ModelType(StrEnum):
-    """What a model is for; also the name of the folder that it lies in."""
-
-    LLM = "llm"
-    DIFFUSION = "diffusion"
-
-
-class ModelFormat(StrEnum):
-    """How weights are stored; also the suffix of their files."""
-
-    GGUF = "gguf"
-    SAFETENSORS = "safetensors"
 
 
 class SourceType(StrEnum):

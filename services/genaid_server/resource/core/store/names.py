@@ -11,7 +11,7 @@ from typing import Final
 from genaid_server.kit.errors import (
     InvalidRequestError,
 )
-from genaid_server.resource.core.store.model import ModelFormat
+from genaid_server.resource.core.formats.kinds import ModelFormat
 
 MAX_ID: Final = 80
 MAX_NAME: Final = 200

@@ -7,18 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.formats.metadata import GgufMetadata
 from genaid_server.resource.core.formats.reasoning import named_for_reasoning
 from genaid_server.resource.core.formats.shards import MAX_SHARDS
-from genaid_server.resource.core.store.model import (
-    Component,
-    Model,
-    ModelFile,
-    ModelFormat,
-    ModelSource,
-    ModelType,
-    SourceType,
-)
+from genaid_server.resource.core.store.model import Component, Model, ModelFile, ModelSource, SourceType
 from genaid_server.resource.core.store.names import ID, MAX_ID, file_name_problem, unprintable
 
 _MAX_RECORD_BYTES: Final = 8 * 2**20  # MAX_SHARDS files with the longest addresses

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from genaid_server.kit.errors import ServerBusyError
+from genaid_server.resource.core.formats.kinds import ModelFormat
 from genaid_server.resource.core.store import install_journal as placing
 from genaid_server.resource.core.store.install_journal import recover, remove_if_empty
 from genaid_server.resource.core.store.layout import TOMBSTONE, Shelf, finish_removal
-from genaid_server.resource.core.store.model import Model, ModelFormat
+from genaid_server.resource.core.store.model import Model
 from genaid_server.resource.core.store.records import read_paths, read_record
 from genaid_server.supervision.model_lock import taken
 

@@ -8,10 +8,11 @@ from enum import StrEnum
 from genaid_server.kit.errors import DomainError, DownloadError, InvalidRequestError
 from genaid_server.resource.core.formats.gguf import GgufHeader
 from genaid_server.resource.core.formats.headers import Header, check_whole, of_gguf, read_header, read_shards
+from genaid_server.resource.core.formats.kinds import ModelFormat
 from genaid_server.resource.core.formats.metadata import GgufMetadata
 from genaid_server.resource.core.store.candidates import reasons
 from genaid_server.resource.core.store.files import on_disk
-from genaid_server.resource.core.store.model import Model, ModelFormat, SourceType
+from genaid_server.resource.core.store.model import Model, SourceType
 
 type RemoteHeader = Callable[[Model], Awaitable[GgufHeader]]
 """Reads the header of a model's primary file at its source. Raises DownloadError, InvalidRequestError."""

@@ -25,6 +25,7 @@ from genaid_server.kit.errors import (
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.resource.core.formats import gguf
 from genaid_server.resource.core.formats import raw_metadata as raw
+from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.store.candidates import Candidate, inspect
 from genaid_server.resource.core.store.files import (
     Stamp,
@@ -37,15 +38,7 @@ from genaid_server.resource.core.store.files import (
     read_stamp,
 )
 from genaid_server.resource.core.store.layout import Shelf
-from genaid_server.resource.core.store.model import (
-    Model,
-    ModelFile,
-    ModelFormat,
-    ModelSource,
-    ModelType,
-    SourceType,
-    StagedFile,
-)
+from genaid_server.resource.core.store.model import Model, ModelFile, ModelSource, SourceType, StagedFile
 from genaid_server.resource.core.store.names import MAX_ID, check_file_name, check_id, check_name, slug, variants
 from genaid_server.resource.core.store.recovery import load
 from genaid_server.resource.core.store.refreshing import RemoteHeader, Strategy, fresh_header, refreshed

@@ -5,12 +5,13 @@ from typing import Annotated
 import typer
 
 from genaid_client import ImageNeed, ResourceClient
-from genaid_server.cli import lease_view, options
+from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
 from genaid_server.cli.output import print_json, say
-from genaid_server.cli.progress import waiting_bar
-from genaid_server.cli.tables import print_details, print_table
+from genaid_server.cli.views import leases as lease_view
+from genaid_server.cli.views.progress import waiting_bar
+from genaid_server.cli.views.tables import print_details, print_table
 
 app = typer.Typer(rich_markup_mode=None)
 memory = typer.Typer(

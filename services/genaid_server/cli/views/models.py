@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from genaid_client import HuggingFaceSource, Model, ModelFile, ModelSource, SourceType
 from genaid_server.cli.sources import describe_source
-from genaid_server.cli.units import format_bytes
+from genaid_server.cli.views.units import format_bytes
 
 type Rows = list[tuple[str, object]]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from genaid_server.gateway.errors import invalid
+from genaid_server.gateway.http.errors import invalid
 
 type Pairs = list[tuple[str, Any]]
 

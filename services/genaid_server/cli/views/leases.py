@@ -15,7 +15,7 @@ from genaid_client import (
     OffloadPhase,
     TenantKind,
 )
-from genaid_server.cli.units import format_bytes, format_seconds
+from genaid_server.cli.views.units import format_bytes, format_seconds
 
 LEASE_COLUMNS: Final = ("TENANT", "ENGINE", "MODEL", "STATE", "MAIN MEMORY", "GPU MEMORY", "SIZE", "WHY")
 SIZE_COLUMNS: Final = ("MAIN MEMORY", "GPU MEMORY")

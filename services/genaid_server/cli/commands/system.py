@@ -7,11 +7,13 @@ import typer
 from typer.core import TyperGroup
 
 from genaid_client import CacheType, ConnectionFailedError, LlmConfig, ResourceClient
-from genaid_server.cli import fit_view, options, system_view
+from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
 from genaid_server.cli.output import INTERRUPTED, print_json
-from genaid_server.cli.tables import print_details, print_table
+from genaid_server.cli.views import fit as fit_view
+from genaid_server.cli.views import system as system_view
+from genaid_server.cli.views.tables import print_details, print_table
 
 
 class ShowsByDefault(TyperGroup):

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from genaid_client import EngineMemory, Gpu, GpuMemory, MemorySnapshot, Recommendations, SystemCapabilities
 from genaid_server.cli.output import print_json_line, printable, say
-from genaid_server.cli.units import format_bytes
+from genaid_server.cli.views.units import format_bytes
 
 RECOMMENDED_COLUMNS: Final = ("RECOMMENDED", "VALUE", "WHY")
 MEMORY_COLUMNS: Final = ("MEMORY", "TOTAL", "USED", "FREE")

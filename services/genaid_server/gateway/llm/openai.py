@@ -11,10 +11,10 @@ import aiohttp
 from aiohttp import hdrs, web
 
 from genaid_client import Llm
-from genaid_server.gateway.bodies import read_object
-from genaid_server.gateway.connection import JSON_HEADERS
-from genaid_server.gateway.errors import BACKEND_ERROR, SERVER_ERROR, ApiError
-from genaid_server.gateway.llm_mirror import LlmMirror, NothingRunsError
+from genaid_server.gateway.http.bodies import read_object
+from genaid_server.gateway.http.connection import JSON_HEADERS
+from genaid_server.gateway.http.errors import BACKEND_ERROR, SERVER_ERROR, ApiError
+from genaid_server.gateway.llm.mirror import LlmMirror, NothingRunsError
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,13 @@ from genaid_client import (
     LogEntry,
     ResourceClient,
 )
-from genaid_server.cli import lease_view, options
+from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import Server, find_server
-from genaid_server.cli.llm_view import as_object, status_rows
 from genaid_server.cli.output import print_json, print_json_line, printable
-from genaid_server.cli.progress import describe, percentage, waiting_bar
+from genaid_server.cli.views import leases as lease_view
+from genaid_server.cli.views.llm import as_object, status_rows
+from genaid_server.cli.views.progress import describe, percentage, waiting_bar
 
 app = typer.Typer(rich_markup_mode=None)
 engine = typer.Typer(

@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from pydantic.alias_generators import to_camel
 
 from genaid_client import Generation, GenerationSpec, GenerationState, Progress, Sampler
-from genaid_server.gateway.bodies import read_object
-from genaid_server.gateway.errors import ApiError, invalid
+from genaid_server.gateway.http.bodies import read_object
+from genaid_server.gateway.http.errors import ApiError, invalid
 
 MAX_PROMPT: Final = 32_768
 MIN_SIDE: Final = 64

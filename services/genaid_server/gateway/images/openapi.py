@@ -5,9 +5,9 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from genaid_client import Stage
-from genaid_server.gateway import openai
-from genaid_server.gateway.errors import CODES
-from genaid_server.gateway.rest import MAX_COUNT, GenerationRequest
+from genaid_server.gateway.http.errors import CODES
+from genaid_server.gateway.images.rest import MAX_COUNT, GenerationRequest
+from genaid_server.gateway.llm import openai
 
 type Schema = dict[str, Any]
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genaid_server.resource.core.fitting.advice import Advice, recommend, threads_reason, usable_cores
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.sizes import pair, words
+from genaid_server.resource.core.fitting.system_recommendations import Advice, recommend, threads_reason, usable_cores
 from genaid_server.supervision.threads import default_threads
 from unit.fitting.fitting_models import GIB, MIB, gpu, machine
 

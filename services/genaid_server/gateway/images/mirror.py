@@ -23,8 +23,8 @@ from genaid_client import (
     GenerationState,
     NotFoundError,
 )
-from genaid_server.gateway import rest
-from genaid_server.gateway.flights import Flights
+from genaid_server.gateway.http.single_flight import Flights
+from genaid_server.gateway.images import rest
 from genaid_server.kit.watchable import Watchable
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from rich.progress import (
 from rich.text import Text
 
 from genaid_client import Generation, GenerationState, Stage
-from genaid_server.cli.units import format_bytes, format_seconds, format_speed
+from genaid_server.cli.views.units import format_bytes, format_seconds, format_speed
 
 STAGE_NAMES: Final = {Stage.LOADING: "loading the model", Stage.DIFFUSION: "drawing", Stage.DECODING: "decoding"}
 

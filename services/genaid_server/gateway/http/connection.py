@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from genaid_server.gateway.errors import ApiError, internal, invalid
+from genaid_server.gateway.http.errors import ApiError, internal, invalid
 
 SILENCE: Final = 60.0  # seconds for a request's headers to come, and between requests
 REFUSED_SILENCE: Final = 5.0  # the same, for a connection over the limit

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from genaid_client import Download, DownloadPhase, FileProgress
 from genaid_server.cli.output import printable, say
-from genaid_server.cli.units import format_bytes, format_seconds, format_speed
+from genaid_server.cli.views.units import format_bytes, format_seconds, format_speed
 
 PHASE_NAMES: Final = {
     DownloadPhase.QUEUED: "waiting for its turn",

@@ -26,10 +26,10 @@ from genaid_client import (
 )
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
+from genaid_server.cli.commands.engine import start_with_model
 from genaid_server.cli.connect import find_server
-from genaid_server.cli.engine import start_with_model
 from genaid_server.cli.output import INTERRUPTED, print_json, say
-from genaid_server.cli.progress import describe, detail, percentage, work_bar
+from genaid_server.cli.views.progress import describe, detail, percentage, work_bar
 from genaid_server.kit.files import write_atomic
 
 app = typer.Typer(rich_markup_mode=None)

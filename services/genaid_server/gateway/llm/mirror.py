@@ -15,8 +15,8 @@ from datetime import datetime
 from typing import Final, cast
 
 from genaid_client import AsyncResourceClient, GenaidError, Llm, ServerState
-from genaid_server.gateway.errors import RETRY_AFTER, SERVER_BUSY, SERVER_ERROR, ApiError, from_client
-from genaid_server.gateway.flights import Flights
+from genaid_server.gateway.http.errors import RETRY_AFTER, SERVER_BUSY, SERVER_ERROR, ApiError, from_client
+from genaid_server.gateway.http.single_flight import Flights
 from genaid_server.kit.watchable import Watchable
 
 log = logging.getLogger(__name__)

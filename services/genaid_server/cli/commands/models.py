@@ -19,11 +19,11 @@ from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
 from genaid_server.cli.following import what_next
 from genaid_server.cli.inbox import placed
-from genaid_server.cli.model_details import model_details, model_row, raw_rows, type_name
 from genaid_server.cli.output import print_json, printable, say
-from genaid_server.cli.progress import bytes_bar, copy_bar, waiting_bar
-from genaid_server.cli.tables import print_details, print_table
-from genaid_server.cli.units import format_bytes
+from genaid_server.cli.views.models import model_details, model_row, raw_rows, type_name
+from genaid_server.cli.views.progress import bytes_bar, copy_bar, waiting_bar
+from genaid_server.cli.views.tables import print_details, print_table
+from genaid_server.cli.views.units import format_bytes
 
 app = typer.Typer(rich_markup_mode=None)
 models = typer.Typer(no_args_is_help=True, help="List, show, import, verify and remove models.")

@@ -10,10 +10,11 @@ from typing import Final
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.fitting import diffusion_shape, llm_shape
 from genaid_server.resource.core.fitting.diffusion_shape import TensorPart
-from genaid_server.resource.core.fitting.shape import DiffusionShape, LlmShape
+from genaid_server.resource.core.fitting.model_shape import DiffusionShape, LlmShape
 from genaid_server.resource.core.formats import gguf, safetensors
+from genaid_server.resource.core.formats.kinds import ModelFormat
 from genaid_server.resource.core.store.files import on_disk
-from genaid_server.resource.core.store.model import Model, ModelFile, ModelFormat
+from genaid_server.resource.core.store.model import Model, ModelFile
 
 REMEMBERED: Final = 64
 """How many shapes are remembered; one takes a few kilobytes."""

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Final
 
 from genaid_client import LlmConfig, LlmRecommendation, MemoryNeed, ModelCheck, Placement
-from genaid_server.cli.units import format_bytes
+from genaid_server.cli.views.units import format_bytes
 
 NEED_COLUMNS: Final = ("NEEDS", "MAIN MEMORY", "GPU MEMORY")
 SETTING_COLUMNS: Final = ("SETTING", "VALUE", "WHY")

@@ -9,11 +9,11 @@ from genaid_client import Download, ResourceClient
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
-from genaid_server.cli.download_view import PHASE_NAMES, amount, file_label, pace, summary, trouble
 from genaid_server.cli.following import see_through
 from genaid_server.cli.output import print_json, say
 from genaid_server.cli.sources import describe_source
-from genaid_server.cli.tables import print_details, print_table
+from genaid_server.cli.views.downloads import PHASE_NAMES, amount, file_label, pace, summary, trouble
+from genaid_server.cli.views.tables import print_details, print_table
 
 
 class ListsByDefault(TyperGroup):

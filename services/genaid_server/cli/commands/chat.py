@@ -10,12 +10,12 @@ import typer
 
 from genaid_client import ConnectionFailedError, GenaidError, InvalidRequestError, Llm, ServerBusyError, ServerError
 from genaid_server.cli import options
-from genaid_server.cli.answers import Answer, Page
 from genaid_server.cli.command import Command
 from genaid_server.cli.completions import Endpoint, stream_answer
 from genaid_server.cli.connect import find_server
 from genaid_server.cli.llm_loading import load, log_below, read_api_key, ready_llm, wait_until_back
 from genaid_server.cli.output import INTERRUPTED, print_json, printable, say
+from genaid_server.cli.views.answers import Answer, Page
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -11,9 +11,8 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
 from genaid_client import GenaidError, Generation, GenerationState, ImageInfo
-from genaid_server.gateway import openai, openapi, rest
-from genaid_server.gateway.connection import HEADERS, JSON_HEADERS, Connection, error_response
-from genaid_server.gateway.errors import (
+from genaid_server.gateway.http.connection import HEADERS, JSON_HEADERS, Connection, error_response
+from genaid_server.gateway.http.errors import (
     NOT_FOUND,
     RETRY_AFTER,
     SERVER_BUSY,
@@ -24,8 +23,10 @@ from genaid_server.gateway.errors import (
     internal,
     invalid,
 )
-from genaid_server.gateway.guard import is_loopback_host, is_trusted_origin
-from genaid_server.gateway.mirror import Mirror
+from genaid_server.gateway.http.guard import is_loopback_host, is_trusted_origin
+from genaid_server.gateway.images import openapi, rest
+from genaid_server.gateway.images.mirror import Mirror
+from genaid_server.gateway.llm import openai
 from genaid_server.kit.config import GatewayConfig
 
 log = logging.getLogger(__name__)

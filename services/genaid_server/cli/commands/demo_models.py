@@ -8,7 +8,7 @@ import typer
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.output import print_json, say
-from genaid_server.cli.units import format_bytes
+from genaid_server.cli.views.units import format_bytes
 from genaid_server.demo.models import write_all
 
 app = typer.Typer(rich_markup_mode=None)

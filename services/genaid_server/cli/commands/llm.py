@@ -14,15 +14,16 @@ from genaid_client import (
     LlmServing,
     ResourceClient,
 )
-from genaid_server.cli import fit_view, options
+from genaid_server.cli import options
 from genaid_server.cli.command import Command
+from genaid_server.cli.commands.engine import print_log_entry
 from genaid_server.cli.connect import find_server
-from genaid_server.cli.engine import print_log_entry
 from genaid_server.cli.llm_loading import load, log_below, read_api_key
-from genaid_server.cli.llm_view import as_object, how_to_use, llm_rows
 from genaid_server.cli.output import INTERRUPTED, print_json, say
-from genaid_server.cli.progress import waiting_bar
-from genaid_server.cli.tables import print_details, print_table
+from genaid_server.cli.views import fit as fit_view
+from genaid_server.cli.views.llm import as_object, how_to_use, llm_rows
+from genaid_server.cli.views.progress import waiting_bar
+from genaid_server.cli.views.tables import print_details, print_table
 
 app = typer.Typer(rich_markup_mode=None)
 llm = typer.Typer(

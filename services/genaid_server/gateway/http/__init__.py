@@ -1,0 +1,1 @@
+"""The REST door: connections, its guard, bodies and errors."""

@@ -1,0 +1,1 @@
+"""The LLM over REST, in the dialect of OpenAI."""
