@@ -112,7 +112,7 @@ async def test_a_start_does_not_wait_for_the_next_attempt(service: LlmService) -
         start = asyncio.create_task(service.client.start_llm("talker", config=WISHES))
         await engine.until(LeaseState.RECLAIM, reclaim_after=0)
         found = await offloaded(service)
-        assert (found.phase, found.failed_attempts, found.next_attempt_time) == (OffloadPhase.OFFLOADED, 1, None)
+        assert (found.phase, found.failed_attempts, found.next_attempt_time) == (OffloadPhase.RELOADING, 1, None)
         away.rename(path)
     assert (await start).port == before.port
 

@@ -33,7 +33,8 @@ from genaid_server.resource.core.leases.leases import Leases
 from genaid_server.resource.core.leases.measuring import SurveyedMemory
 from genaid_server.resource.core.leases.usage import Usage
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
-from genaid_server.resource.core.llm.server import Llm, LlmSettings
+from genaid_server.resource.core.llm.engine import LlmEngine
+from genaid_server.resource.core.llm.life import LlmSettings
 from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.machine import this_machine
 from genaid_server.resource.core.system.survey import Survey
@@ -83,7 +84,7 @@ async def serve(config: Config) -> AsyncIterator[Manager]:
             needs = ImageNeeds(store, survey, budgets, usage, config.image.model)
             watches = MemoryWatches(survey.memory)
             headers = SourceHeaders(remote, config.downloads.stall_seconds)
-            async with Llm(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm:
+            async with LlmEngine(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm:
                 store.in_use = llm.use_of
 
                 def end_watches() -> None:
@@ -127,18 +128,16 @@ async def serve(config: Config) -> AsyncIterator[Manager]:
                     ),
                 ]
                 async with rpc.serve(config.resource.listen, services, end_watches) as address:
-                    await _start_configured(llm, config.llm)
+                    llm.recover(_configured(config.llm))
                     yield Manager(address, leases.close)
     finally:
         await store.close()
         logbook.close()
 
 
-async def _start_configured(llm: Llm, settings: LlmConfig) -> None:
-    """Have the configured model loaded, unless it is on its way back already."""
-    if settings.model and (llm.offloaded is None or llm.offloaded.model_id != settings.model):
-        await llm.forget()
-        llm.start_later(LlmRequest(settings.model, serving=Serving(port=settings.port)))
+def _configured(settings: LlmConfig) -> LlmRequest | None:
+    """What is to be loaded at the start, None for nothing."""
+    return LlmRequest(settings.model, serving=Serving(port=settings.port)) if settings.model else None
 
 
 def _leases(config: Config, survey: Survey) -> Leases:

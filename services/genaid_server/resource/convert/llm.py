@@ -4,7 +4,7 @@ from genaid.resource.v1 import llm_pb2
 from genaid_server.resource.convert.system import FIELDS, config_to_pb, wishes_from_pb
 from genaid_server.resource.convert.times import duration_to_pb, time_to_pb
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
-from genaid_server.resource.core.llm.server import HealthState, LlmInfo
+from genaid_server.resource.core.llm.info import HealthState, LlmInfo
 from genaid_server.supervision.logbook import Level, LogRecord
 from genaid_server.supervision.supervisor import State
 

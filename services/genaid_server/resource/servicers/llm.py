@@ -1,34 +1,28 @@
 """LlmService."""
 
 from collections.abc import AsyncIterator
-from typing import Final
 
 from genaid.resource.v1 import llm_pb2, llm_pb2_grpc
-from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.convert import llm as convert
-from genaid_server.resource.core.llm.server import Llm
+from genaid_server.resource.core.llm.engine import LlmEngine
 from genaid_server.resource.servicers.context import Context
 from genaid_server.supervision.logbook import Logbook, in_portions, lines_asked, newest_within
-
-MAX_REQUEST_ID: Final = 128
 
 
 class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     """LlmService."""
 
-    def __init__(self, llm: Llm, logbook: Logbook, default_port: int) -> None:
+    def __init__(self, llm: LlmEngine, logbook: Logbook, default_port: int) -> None:
         self._llm, self._logbook, self._default_port = llm, logbook, default_port
 
     async def StartLlm(  # noqa: N802
         self, request: llm_pb2.StartLlmRequest, context: Context
     ) -> llm_pb2.StartLlmResponse:
         """Load a model."""
-        if len(request.request_id) > MAX_REQUEST_ID:
-            raise InvalidRequestError(
-                f"request_id must be at most {MAX_REQUEST_ID} characters long", field="request_id"
-            )
         info = await self._llm.start(
-            convert.request_from_pb(request, self._default_port), replace_running=request.replace
+            convert.request_from_pb(request, self._default_port),
+            replace_running=request.replace,
+            request_id=request.request_id,
         )
         return llm_pb2.StartLlmResponse(llm=convert.llm_to_pb(info))
 

@@ -13,7 +13,7 @@ from genaid_server.resource.core.leases.images import ImageNeeds
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
 from genaid_server.resource.core.leases.leases import Leases
 from genaid_server.resource.core.leases.plan import Kind
-from genaid_server.resource.core.llm.server import Llm
+from genaid_server.resource.core.llm.engine import LlmEngine
 from genaid_server.resource.servicers.context import Context
 
 _SOMEBODY = "image"  # who would hold the lease of a plan, where no image engine holds one
@@ -22,7 +22,7 @@ _SOMEBODY = "image"  # who would hold the lease of a plan, where no image engine
 class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer):
     """OrchestrationService."""
 
-    def __init__(self, leases: Leases, needs: ImageNeeds, llm: Llm) -> None:
+    def __init__(self, leases: Leases, needs: ImageNeeds, llm: LlmEngine) -> None:
         self._leases, self._needs, self._llm = leases, needs, llm
 
     async def PlanImageGeneration(  # noqa: N802
