@@ -27,6 +27,19 @@ def step(state: State, event: Event, now: float) -> Next:
     return after, [*effects, *answers]
 
 
+def outdated(effect: Effect, state: State) -> bool:
+    """Whether an effect serves a direction that is over, and is to be ended; the end of a process never is."""
+    match effect:
+        case on.Decide(number):
+            return state.deciding is None or state.deciding.number != number
+        case on.Launch(number):
+            return number != state.launch
+        case on.SaveCaches(plan) | on.RestoreCaches(plan) | on.Wait(plan):
+            return plan != state.plan
+        case _:
+            return False
+
+
 def _follow(state: State, event: Event, now: float) -> Next:  # noqa: C901 - one line an event
     match event:
         case on.Start():
