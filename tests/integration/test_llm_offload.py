@@ -13,12 +13,12 @@ import pytest
 from conftest import DemoModels
 from fakes.gateway import until
 from genaid_client import (
+    EngineEvent,
     InsufficientResourcesError,
     Lease,
     LeaseState,
     Llm,
     LlmConfig,
-    LlmEvent,
     LlmServing,
     OffloadPhase,
     ServerBusyError,
@@ -126,7 +126,7 @@ async def test_it_makes_room_and_comes_back_as_it_was(service: LlmService, place
     async with service.image_engine() as engine:
         await engine.until(LeaseState.GRANTED)
         assert not alive(before.pid)
-        gone = await service.until(lambda llm: llm.last_event is LlmEvent.OFFLOADED)
+        gone = await service.until(lambda llm: llm.last_event is EngineEvent.OFFLOADED)
         assert (gone.state, gone.offloaded, gone.pid, gone.model_id) == (ServerState.STOPPED, True, None, "talker")
         found = await offloaded(service)
         assert (found.phase, found.model_id, found.config, found.was_running, found.last_error) == (
@@ -144,7 +144,7 @@ async def test_it_makes_room_and_comes_back_as_it_was(service: LlmService, place
     assert (after.port, after.config, after.serving, after.model_id) == (
         *(before.port, before.config, before.serving, "talker"),
     )
-    assert (after.pid != before.pid, after.generation, after.last_event) == (True, 2, LlmEvent.READY)
+    assert (after.pid != before.pid, after.generation, after.last_event) == (True, 2, EngineEvent.READY)
     assert await service.client.get_offloaded_llm() is None
     assert (place.saved, place.conversations, engines()) == (running, [], [after.pid])
     assert await evaluated(after, STORIES[0]) <= first * 0.05

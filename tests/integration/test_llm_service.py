@@ -16,13 +16,13 @@ from conftest import DemoModels
 from genaid_client import (
     BinaryError,
     CacheType,
+    EngineEvent,
     GenaidError,
-    Health,
+    HealthState,
     InsufficientResourcesError,
     InvalidRequestError,
     Llm,
     LlmConfig,
-    LlmEvent,
     LlmServing,
     LogLevel,
     ModelNotFoundError,
@@ -72,7 +72,7 @@ async def slots(llm: Llm) -> list[int]:
 
 async def test_a_started_model_answers(service: LlmService) -> None:
     llm = await service.client.start_llm("llm")
-    assert (llm.state, llm.health, llm.last_event) == (ServerState.RUNNING, Health.OK, LlmEvent.READY)
+    assert (llm.state, llm.health, llm.last_event) == (ServerState.RUNNING, HealthState.OK, EngineEvent.READY)
     assert llm.healthy
     assert (llm.model_id, llm.host, llm.variant, llm.generation, llm.restarts) == ("llm", "127.0.0.1", "cpu", 1, 0)
     assert (llm.load_percentage, llm.last_error, llm.separates_reasoning) == (100.0, "", False)
@@ -240,14 +240,14 @@ async def test_what_does_not_fit_says_what_it_needs_and_leaves_the_rest_alone(
 async def test_a_start_can_be_stopped(service: LlmService) -> None:
     starting = asyncio.create_task(service.client.start_llm("llm"))
     loading = await service.loading()
-    assert (loading.health, loading.last_event) == (Health.LOADING, LlmEvent.STARTED)
+    assert (loading.health, loading.last_event) == (HealthState.LOADING, EngineEvent.STARTED)
     stopped = await service.client.stop_llm()
     with pytest.raises(ServerError, match="stopped"):
         await starting
     assert (stopped.state, stopped.health, stopped.last_event) == (
         ServerState.STOPPED,
-        Health.UNKNOWN,
-        LlmEvent.STOPPED,
+        HealthState.UNKNOWN,
+        EngineEvent.STOPPED,
     )
     assert (stopped.pid, stopped.port, stopped.host, stopped.start_time) == (None, None, "", None)
     assert engines() == []
@@ -320,7 +320,7 @@ async def test_a_watcher_sees_every_state_from_the_present_one_on(service: LlmSe
             async for llm in states:
                 seen.append(llm)
                 subscribed.set()
-                if llm.last_event is LlmEvent.STOPPED:
+                if llm.last_event is EngineEvent.STOPPED:
                     return
 
     subscribed = asyncio.Event()
@@ -331,7 +331,7 @@ async def test_a_watcher_sees_every_state_from_the_present_one_on(service: LlmSe
     await watching
     assert (seen[0].state, seen[0].last_event, seen[0].config) == (ServerState.STOPPED, None, None)
     events = [llm.last_event for llm in seen]
-    assert list(dict.fromkeys(events)) == [None, LlmEvent.STARTED, LlmEvent.READY, LlmEvent.STOPPED]
+    assert list(dict.fromkeys(events)) == [None, EngineEvent.STARTED, EngineEvent.READY, EngineEvent.STOPPED]
     states = [llm.state for llm in seen]
     assert set(states) >= {ServerState.STOPPED, ServerState.STARTING, ServerState.RUNNING}
     assert states[-1] is ServerState.STOPPED
@@ -355,13 +355,13 @@ async def test_loading_tells_how_far_it_is(tmp_path: Path, demo_models: DemoMode
 async def test_health_is_asked_for_anew(tmp_path: Path, demo_models: DemoModels) -> None:
     program = fake_program(tmp_path)
     async with llm_service(tmp_path, demo_models.llm, program=program.name) as service:
-        assert (await service.client.get_llm()).health is Health.UNKNOWN
+        assert (await service.client.get_llm()).health is HealthState.UNKNOWN
         llm = await service.client.start_llm("llm")
         await ask(llm, "POST", "/health/500")
         sick = await service.client.get_llm()
-        assert (sick.state, sick.health) == (ServerState.RUNNING, Health.ERROR)
+        assert (sick.state, sick.health) == (ServerState.RUNNING, HealthState.ERROR)
         await ask(llm, "POST", "/health/200")
-        assert (await service.client.get_llm()).health is Health.OK
+        assert (await service.client.get_llm()).health is HealthState.OK
 
 
 async def test_the_watches_end_with_the_service(tmp_path: Path, demo_models: DemoModels) -> None:
