@@ -24,6 +24,7 @@ from genaid_client import (
     ServerBusyError,
     ServerError,
     ServerState,
+    StopReason,
     TenantKind,
 )
 from genaid_server.resource.core.llm import process
@@ -128,6 +129,7 @@ async def test_it_makes_room_and_comes_back_as_it_was(service: LlmService, place
         assert not alive(before.pid)
         gone = await service.until(lambda llm: llm.last_event is EngineEvent.OFFLOADED)
         assert (gone.state, gone.offloaded, gone.pid, gone.model_id) == (ServerState.STOPPED, True, None, "talker")
+        assert gone.stop_reason is StopReason.OFFLOADED
         found = await offloaded(service)
         assert (found.phase, found.model_id, found.config, found.was_running, found.last_error) == (
             *(OffloadPhase.OFFLOADED, "talker", before.config, True, ""),

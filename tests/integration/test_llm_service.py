@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from genaid_client import (
     ServerBusyError,
     ServerError,
     ServerState,
+    StopReason,
 )
 from genaid_server.demo.models import write_llm
 from llm_service import EVERYTHING, LlmService, alive, ask, chat, engines, fake_program, free_port, llm_service
@@ -563,3 +564,75 @@ async def test_a_configured_model_starts_with_the_service(tmp_path: Path, demo_m
         assert "nobody" in failed.last_error
         assert (await service.logged("not started")).level is LogLevel.ERROR
         assert (await service.client.start_llm("llm")).last_error == ""
+
+
+# --- which engine is meant
+
+
+async def refusals(service: LlmService, model_id: str) -> list[ModelNotFoundError]:
+    """What each call that names a model fails with; a call that doesn't is a failure of the test."""
+    client = service.client
+
+    async def first[T](items: AsyncGenerator[T, None]) -> T:
+        async with aclosing(items):
+            return await anext(items)
+
+    found = []
+    for call in (
+        client.stop_llm(model_id),
+        client.restart_llm(model_id),
+        client.get_llm(model_id),
+        first(client.watch_llm(model_id)),
+        client.list_llm_logs(model_id=model_id),
+        first(client.tail_llm_logs(1, model_id=model_id)),
+        client.clear_llm_logs(model_id=model_id),
+        client.get_offloaded_llm(model_id),
+        client.forget_offloaded_llm(model_id),
+    ):
+        with pytest.raises(ModelNotFoundError, match=re.escape(repr(model_id))) as caught:
+            await call
+        found.append(caught.value)
+    return found
+
+
+async def test_a_call_that_names_a_model_means_its_engine_alone(service: LlmService) -> None:
+    client = service.client
+    assert (await client.get_llm()).stop_reason is StopReason.NEVER_STARTED
+    for named in ("llm", ""):
+        assert [error.metadata for error in await refusals(service, named)] == [{"modelId": named}] * 9
+    await client.start_llm("llm", config=SMALL)
+    for named in ("another", ""):
+        facts = {"modelId": named, "engineModelId": "llm"}
+        assert [error.metadata for error in await refusals(service, named)] == [facts] * 9
+    running = await client.get_llm("llm")
+    assert (running.state, running.stop_reason) == (ServerState.RUNNING, None)
+    assert await client.list_llm_logs(EVERYTHING, model_id="llm") == await service.log() != []
+    async with aclosing(client.tail_llm_logs(1, model_id="llm")) as entries:
+        assert (await anext(entries)).sequence == 1
+    assert (await client.restart_llm("llm")).generation == 2
+    assert await client.get_offloaded_llm("llm") is None
+    assert not await client.forget_offloaded_llm("llm")
+    await client.clear_llm_logs(model_id="llm")
+    stopped = await client.stop_llm("llm")
+    assert (stopped.state, stopped.stop_reason) == (ServerState.STOPPED, StopReason.STOPPED)
+    assert (await client.get_llm("llm")).model_id == "llm"  # it had that model last
+
+
+async def test_a_watch_of_a_model_ends_when_the_engine_gets_another(
+    service: LlmService, demo_models: DemoModels
+) -> None:
+    await service.install(demo_models.llm, "other")
+    await service.client.start_llm("llm", config=SMALL)
+    seen = asyncio.create_task(collect(service.client.watch_llm("llm")))
+    every = service.client.watch_llm()
+    await anext(every)
+    await service.client.start_llm("other", config=SMALL, replace=True)
+    async with asyncio.timeout(30):
+        assert {llm.model_id for llm in await seen} == {"llm"}
+        async with aclosing(every):
+            while (await anext(every)).model_id != "other":
+                pass
+
+
+async def collect[T](items: AsyncGenerator[T, None]) -> list[T]:
+    return [item async for item in items]
