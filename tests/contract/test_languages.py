@@ -103,6 +103,11 @@ def test_javas_class_of_a_file_is_nobody_elses(files: list[FileDescriptorProto])
     assert [each for each in outer if every.count(each) != 1] == []
 
 
+def test_c_sharp_can_write_all_files_into_one_folder(files: list[FileDescriptorProto]) -> None:
+    stems = [file.name.rpartition("/")[2].replace("_", "") for file in files]
+    assert len(set(stems)) == len(stems)
+
+
 def test_no_name_means_something_else_in_a_language(files: list[FileDescriptorProto]) -> None:
     assert [clash for file in files for clash in clashes(file)] == []
 

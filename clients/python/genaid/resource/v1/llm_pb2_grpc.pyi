@@ -33,7 +33,7 @@ class LlmServiceStub:
     There is one such engine. Each call but StartLlm may name the model that it is about: so a program never stops,
     restarts or reads what somebody else has started in its place. Where no engine has that model, or had it before it
     was stopped, the call fails with MODEL_NOT_FOUND and the facts `modelId`, the one that was named, and `engineModelId`,
-    the one that there is, if there is one.
+    the one that there is, if there is one. The log is that of the engine, with the lines of all models that it has had.
     """
 
     @_typing.overload
@@ -97,7 +97,7 @@ class LlmServiceAsyncStub(LlmServiceStub):
     There is one such engine. Each call but StartLlm may name the model that it is about: so a program never stops,
     restarts or reads what somebody else has started in its place. Where no engine has that model, or had it before it
     was stopped, the call fails with MODEL_NOT_FOUND and the facts `modelId`, the one that was named, and `engineModelId`,
-    the one that there is, if there is one.
+    the one that there is, if there is one. The log is that of the engine, with the lines of all models that it has had.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -157,7 +157,7 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     There is one such engine. Each call but StartLlm may name the model that it is about: so a program never stops,
     restarts or reads what somebody else has started in its place. Where no engine has that model, or had it before it
     was stopped, the call fails with MODEL_NOT_FOUND and the facts `modelId`, the one that was named, and `engineModelId`,
-    the one that there is, if there is one.
+    the one that there is, if there is one. The log is that of the engine, with the lines of all models that it has had.
     """
 
     @_abc_1.abstractmethod
