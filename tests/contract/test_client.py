@@ -1,7 +1,6 @@
 """Both faces of the client against a real server that answers, fails, hangs and dies as scripted."""
 
 import asyncio
-import inspect
 import pickle
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,14 +12,12 @@ import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-import genaid_client
 from contract.faces import IMAGE, RESOURCE, Connect, Face
 from contract.scripted import Flag, Script, serve
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.resource.v1 import models_pb2
 from genaid_client import (
     AsyncImageClient,
-    AsyncResourceClient,
     BackendError,
     ConnectionFailedError,
     DeadlineError,
@@ -34,13 +31,9 @@ from genaid_client import (
     InternalError,
     InvalidRequestError,
     ModelType,
-    ResourceClient,
     Sampler,
     ServerState,
     errors,
-    types_llm,
-    types_orchestration,
-    types_system,
 )
 from genaid_server.kit.errors import DomainError
 
@@ -73,29 +66,6 @@ def status(code: grpc.StatusCode, message: str = "", *details: Any) -> status_pb
 
 
 NOT_FOUND_IN_WORDS = status(grpc.StatusCode.NOT_FOUND, "NOT_FOUND: server is busy, SERVER_BUSY")
-
-
-def test_both_faces_have_the_same_methods() -> None:
-    def methods(face: type) -> dict[str, list[str]]:
-        return {
-            name: list(inspect.signature(method).parameters)
-            for name, method in inspect.getmembers(face, inspect.isfunction)
-            if not name.startswith("_")
-        }
-
-    assert methods(AsyncImageClient) == methods(ImageClient)
-    assert methods(AsyncResourceClient) == methods(ResourceClient)
-
-
-def test_everything_is_exported() -> None:
-    public = {
-        name
-        for module in (errors, genaid_client.types, types_llm, types_orchestration, types_system)
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and value.__module__ == module.__name__
-    }
-    clients = {"AsyncImageClient", "AsyncResourceClient", "ImageClient", "ResourceClient"}
-    assert set(genaid_client.__all__) == public | clients | {"raise_for_failure"}
 
 
 # Models
@@ -752,11 +722,6 @@ async def test_closing_the_client_ends_its_calls(image: Connect, script: Script,
         for call in (watching, getting):
             with pytest.raises(ConnectionFailedError):
                 await call
-
-
-def test_an_asyncio_client_needs_a_running_loop() -> None:
-    with pytest.raises(RuntimeError, match="no running event loop"):
-        AsyncImageClient("127.0.0.1:1")
 
 
 async def test_no_proxy_stands_between(
