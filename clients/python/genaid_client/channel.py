@@ -6,12 +6,13 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from google.rpc import error_details_pb2, status_pb2
 
 from genaid_client.errors import ConnectionFailedError, DeadlineError, GenaidError, InternalError, error_for
 
 DOMAIN: Final = "genaid"
+DETAILS: Final = "grpc-status-details-bin"
+"""The trailer in which a service sends a google.rpc.Status."""
 
 OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.enable_http_proxy", 0),  # a proxy of the environment would take calls to this machine, too
@@ -60,12 +61,21 @@ def _typed(error: Any, address: str) -> GenaidError:
 
 
 def _error_info(error: Any) -> Any | None:
-    try:
-        status = rpc_status.from_call(error)
-    except (ValueError, DecodeError):  # details that are no google.rpc.Status, or not of this status
-        return None
+    status = _rich_status(error)
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             return info
     return None
+
+
+def _rich_status(error: Any) -> Any | None:
+    """The google.rpc.Status of a failed call; None where none came, or none that tells of this failure."""
+    data = next((value for key, value in error.trailing_metadata() or () if key == DETAILS), None)
+    if data is None:
+        return None
+    try:
+        status = status_pb2.Status.FromString(data)
+    except DecodeError:
+        return None
+    return status if (status.code, status.message) == (error.code().value[0], error.details()) else None
