@@ -46,7 +46,7 @@ def measured(model: Path, config: LlmConfig, *more: str) -> int:
     [
         ("demo.gguf", 512, 1, True),
         ("demo.gguf", 4096, 1, True),
-        ("demo.gguf", 32_768, 1, True),
+        pytest.param("demo.gguf", 32_768, 1, True, marks=pytest.mark.long),
         ("demo.gguf", 4096, 4, True),
         ("demo.gguf", 4096, 1, False),
         ("words.gguf", 4096, 1, True),
