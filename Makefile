@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 endif
 PY := $(BIN)/python
 READY := $(VENV)/.ready
+# The Python of .venv, where it is not to be looked for.
+PYTHON ?=
 BUF_VERSION := 1.75.0
 BUF := .tools/node_modules/.bin/buf
 
@@ -24,7 +26,7 @@ help: ## list the verbs
 setup: $(READY) ## find or fetch a Python >= 3.12, make .venv and install the pinned dependencies
 
 $(READY): pyproject.toml clients/python/pyproject.toml requirements.txt scripts/find_python.sh
-	@python=$$(sh scripts/find_python.sh) || exit 1; \
+	@python='$(PYTHON)'; [ -n "$$python" ] || python=$$(sh scripts/find_python.sh) || exit 1; \
 	echo "setup: using $$python"; \
 	"$$python" -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes --requirement requirements.txt
