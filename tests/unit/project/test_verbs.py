@@ -15,13 +15,13 @@ WORKFLOWS: Final = sorted((ROOT / ".github" / "workflows").iterdir())
 VERBS: Final = {"check", "test", "test-long"}
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[Any, Any]:
     workflow = yaml.safe_load(path.read_text("utf-8"))
     assert isinstance(workflow, dict)
     return workflow
 
 
-def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+def steps(workflow: dict[Any, Any]) -> list[dict[str, Any]]:
     return [step for job in workflow["jobs"].values() for step in job["steps"]]
 
 
