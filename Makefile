@@ -26,7 +26,7 @@ help: ## list the verbs
 setup: $(READY) ## find or fetch a Python >= 3.12, make .venv and install the pinned dependencies
 
 $(READY): pyproject.toml clients/python/pyproject.toml requirements.txt scripts/find_python.sh
-	@python='$(PYTHON)'; [ -n "$$python" ] || python=$$(sh scripts/find_python.sh) || exit 1; \
+	@python=$$(sh scripts/find_python.sh '$(PYTHON)') || exit 1; \
 	echo "setup: using $$python"; \
 	"$$python" -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes --requirement requirements.txt
@@ -54,9 +54,9 @@ check-python: setup
 
 # Each distribution declares what it imports; tests may use what either declares, and dev.
 check-dependencies: setup
-	@$(PY) -m deptry services
-	@cd clients/python && $(abspath $(PY)) -m deptry .
-	@$(PY) -m deptry tests bench scripts --exclude '^$$' --ignore DEP002,DEP004
+	@$(PY) -m deptry --no-ansi services
+	@cd clients/python && $(abspath $(PY)) -m deptry --no-ansi .
+	@$(PY) -m deptry --no-ansi tests bench scripts --exclude '^$$' --ignore DEP002,DEP004
 
 check-generated: setup
 	@$(PY) scripts/generate_protos.py --check
@@ -77,7 +77,7 @@ test: setup ## run the tests that are not long
 	@$(PY) -m pytest -n 2 --dist worksteal -m "not long"
 
 test-long: setup ## run the long tests: storms, worlds, dozens of real processes, packages
-	@$(PY) -m pytest -n 2 --dist worksteal -m long
+	@$(PY) -m pytest -n 2 --dist worksteal --timeout 600 -m long
 
 packages: setup ## build both distributions into dist/
 	@$(PY) -m hatchling build --directory dist

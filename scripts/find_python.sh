@@ -1,6 +1,7 @@
 #!/bin/sh
-# Print the path of a CPython >= 3.12 that really runs, or say what to install. It is looked for on the PATH, then
-# among pyenv's, then among those that uv fetched before; at last uv fetches one into .tools/python.
+# usage: find_python.sh [PYTHON]
+# Print the path of a CPython >= 3.12 that really runs, or say what to install. Where none is named, it is looked for on
+# the PATH, then among pyenv's, then among those that uv fetched before; at last uv fetches one into .tools/python.
 # Version managers put shims on the PATH that answer to a name and then fail, so each candidate is run before it is
 # believed. PyPy and free-threaded builds are passed over: the engines have no wheels for them.
 set -u
@@ -148,6 +149,11 @@ advise() {
   esac
 }
 
+if [ -n "${1:-}" ]; then
+  take_first_good "$(command -v "$1" 2>/dev/null)"
+  say "$1 is not a CPython >= 3.12 with venv that runs here"
+  exit 1
+fi
 look_on_path
 look_in_pyenv
 look_among_fetched

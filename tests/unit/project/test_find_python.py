@@ -71,7 +71,7 @@ class Machine:
     def python(self, name: str, *, good: bool, pip: bool = True) -> Path:
         return self.write(name, PYTHON.format(too_old=int(not good), no_pip=int(not pip)))
 
-    def find(self, **env: str) -> "subprocess.CompletedProcess[str]":
+    def find(self, *named: str, **env: str) -> "subprocess.CompletedProcess[str]":
         self.write("os-release", 'ID={}\nVERSION_ID="{}"\n'.format(*self.system))
         environment = {
             "PATH": str(self.folder / "bin"),
@@ -85,7 +85,13 @@ class Machine:
         script = str(self.folder / "checkout" / "scripts" / "find_python.sh")
         sh = shutil.which("dash") or "/bin/sh"
         return subprocess.run(
-            [sh, script], env=environment | env, cwd=os.sep, capture_output=True, text=True, timeout=100, check=False
+            [sh, script, *named],
+            env=environment | env,
+            cwd=os.sep,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
         )
 
     @property
@@ -118,6 +124,22 @@ def test_one_of_pyenv(machine: Machine, version: str) -> None:
 def test_a_pyenv_elsewhere(machine: Machine) -> None:
     expected = machine.python("elsewhere/versions/3.12.1/bin/python", good=True)
     assert machine.find(PYENV_ROOT=str(machine.folder / "elsewhere")).stdout == f"{expected}\n"
+
+
+def test_the_one_that_is_named(machine: Machine) -> None:
+    machine.python("bin/python3.13", good=True)
+    expected = machine.python("elsewhere/python", good=True)
+    assert machine.find(str(expected)).stdout == f"{expected}\n"
+    assert machine.find("").stdout == f"{machine.folder / 'bin' / 'python3.13'}\n"
+
+
+@pytest.mark.parametrize("named", ["python3.11", "nothing-of-this-name"])
+def test_one_that_is_named_and_will_not_do(machine: Machine, named: str) -> None:
+    machine.python("bin/python3.13", good=True)
+    machine.python("bin/python3.11", good=False)
+    found = machine.find(named)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr == f"setup: {named} is not a CPython >= 3.12 with venv that runs here\n"
 
 
 def test_the_uv_of_the_path_fetches_one_and_says_so(machine: Machine) -> None:
