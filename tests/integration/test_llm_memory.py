@@ -36,7 +36,7 @@ def measured(model: Path, config: LlmConfig, *more: str) -> int:
     """Bytes of main memory that the engine takes once all contexts are full."""
     flags = [*more] if config.flash_attention else ["--no-flash-attention"]
     sizes = [f"--context={config.context_size}", f"--slots={config.parallel}"]
-    run = subprocess.run([sys.executable, PROGRAM, model, *sizes, *flags], capture_output=True, text=True, timeout=110)
+    run = subprocess.run([sys.executable, PROGRAM, model, *sizes, *flags], capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr
     return int(json.loads(run.stdout.splitlines()[-1])["resident_bytes"])
 
