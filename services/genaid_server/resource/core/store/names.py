@@ -56,6 +56,13 @@ def check_id(model_id: str) -> None:
         )
 
 
+def id_taken(model_id: str) -> InvalidRequestError:
+    """The error for an id that another model has."""
+    return InvalidRequestError(
+        f"The model id {model_id!r} is taken. Choose another one, or delete that model first.", field="model_id"
+    )
+
+
 def check_name(name: str) -> str:
     """A name for people, checked. Raises InvalidRequestError."""
     if len(name) > MAX_NAME:
