@@ -79,7 +79,7 @@ async def within_turns[T](work: Coroutine[Any, Any, T], most: int = MOST_TURNS) 
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
-    raise AssertionError(f"{work.__qualname__} did not end within {most} turns of the loop")
+    raise AssertionError(f"{work} did not end within {most} turns of the loop")
 
 
 async def outcome[T](work: Coroutine[Any, Any, T], *errors: type[Exception]) -> T | Exception:

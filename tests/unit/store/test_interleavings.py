@@ -4,9 +4,10 @@ import asyncio
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -80,7 +81,7 @@ async def with_model(folder: Path, content: bytes) -> AsyncIterator[ModelStore]:
         yield store
 
 
-type Command = Callable[[ModelStore], Awaitable[object]]
+type Command = Callable[[ModelStore], Coroutine[Any, Any, Model | VerifyProgress]]
 
 
 async def refresh(store: ModelStore) -> Model:
@@ -102,7 +103,7 @@ async def test_what_was_read_of_a_model_is_not_said_of_another(
     while not over:
         folder = tmp_path / str(turn)
         async with with_model(folder, llama(1)) as store:
-            working = asyncio.create_task(outcome(command(store), ModelNotFoundError))  # type: ignore[arg-type]
+            working = asyncio.create_task(outcome(command(store), ModelNotFoundError))
             await turns(turn)
             over = working.done()
             if replaced:
@@ -150,7 +151,7 @@ async def test_a_model_that_is_in_use_at_any_turn_is_there(tmp_path: Path) -> No
         folder = tmp_path / str(turn)
         used: set[str] = set()
         async with with_model(folder, llama(1)) as store:
-            store.in_use = lambda model_id, used=used: "It runs." if model_id in used else None  # type: ignore[misc]
+            store.in_use = lambda model_id, used=used: "It runs." if model_id in used else None
             deleting = asyncio.create_task(outcome(store.delete(ID), ServerBusyError))
             await turns(turn)
             over = deleting.done()

@@ -20,7 +20,8 @@ from genaid_server.resource.core.leases.measuring import SurveyedMemory
 from genaid_server.resource.core.leases.plan import Kind
 from genaid_server.resource.core.system.facts import Gpu, GpuMemory, Vendor
 from genaid_server.resource.core.system.machine import Machine
-from genaid_server.resource.core.system.probing import Detection, FoundGpu, Probes, candidates
+from genaid_server.resource.core.system.probe_candidates import candidates
+from genaid_server.resource.core.system.probing import Detection, FoundGpu, Probes
 from genaid_server.resource.core.system.survey import Survey, merge
 from genaid_server.supervision.notes import noted
 from genaid_server.supervision.process_memory import private_bytes
