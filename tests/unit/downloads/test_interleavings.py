@@ -5,8 +5,8 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,13 +29,13 @@ from genaid_server.resource.core.downloads.manager import (
     DownloadLimits,
     Downloads,
     DownloadSpec,
-    Pauses,
     Phase,
 )
 from genaid_server.resource.core.downloads.remote import Item
 from genaid_server.resource.core.store.model import Component
 from genaid_server.resource.core.store.store import ModelStore
 from turns import in_lockstep, outcome, turns, within_turns
+from unit.downloads import download_service
 from unit.formats.gguf_files import diffusion_model, language_model
 from unit.store.store_files import expected_names, names_below, safetensors
 
@@ -49,17 +49,8 @@ def _shown_at_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "TICK", 0)
 
 
-@asynccontextmanager
-async def running(folder: Path, remote: ScriptedRemote) -> AsyncIterator[tuple[Downloads, ModelStore]]:
-    async def no_wait(seconds: float) -> None:
-        await asyncio.sleep(0)
-
-    store = await ModelStore.open(folder)
-    try:
-        async with Downloads(folder, store, remote, LIMITS, Pauses(no_wait, lambda: 0.0)) as downloads:
-            yield downloads, store
-    finally:
-        await store.close()
+def running(folder: Path, remote: ScriptedRemote) -> AbstractAsyncContextManager[tuple[Downloads, ModelStore]]:
+    return download_service.running(folder, remote, LIMITS)
 
 
 async def last_of(downloads: Downloads, download_id: str) -> Download:

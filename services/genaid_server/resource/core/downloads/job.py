@@ -13,11 +13,11 @@ from genaid_server.kit.errors import DomainError
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.downloads.disk_space import require_space, writing
-from genaid_server.resource.core.downloads.download import Download, DownloadLimits, Failure, Phase
+from genaid_server.resource.core.downloads.download import Download, DownloadFailure, DownloadLimits, Phase
 from genaid_server.resource.core.downloads.installed import expected_checksum, find_installed
 from genaid_server.resource.core.downloads.journal import FileRecord, Journal, Record
 from genaid_server.resource.core.downloads.periodic import every
-from genaid_server.resource.core.downloads.progress import Progress
+from genaid_server.resource.core.downloads.progress import DownloadProgress
 from genaid_server.resource.core.downloads.remote import Remote, Resolved
 from genaid_server.resource.core.downloads.retry import Pauses
 from genaid_server.resource.core.downloads.sources import Sources, wrong_checksum
@@ -48,10 +48,10 @@ class JobContext:
     limits: DownloadLimits
     pauses: Pauses
     folder: Path
-    promised: Callable[["Job"], int]
+    promised: Callable[["DownloadJob"], int]
 
 
-class Job:
+class DownloadJob:
     """A download and its work. One task runs it, and alone decides how it ends; all others read `snapshot`.
 
     Its end is decided by setting the phase of the record, in one step with the look at what it is decided by. Then
@@ -61,7 +61,7 @@ class Job:
     def __init__(self, record: Record, context: JobContext, *, written: bool) -> None:
         """`written` tells whether the record is on the disk."""
         self._record, self._context = record, context
-        self._progress, self._problem = Progress(record.files), ""
+        self._progress, self._problem = DownloadProgress(record.files), ""
         self._sources = Sources(context.remote, context.limits, context.pauses, self.retry)
         self._saving = asyncio.Lock()
         self._forgotten = self._installing = self._reserved = False
@@ -154,7 +154,7 @@ class Job:
 
     async def end_failed(self, error: DomainError) -> None:
         """It can't be done. What another try can use stays."""
-        failure = Failure(error.reason, error.message, dict(error.facts))
+        failure = DownloadFailure(error.reason, error.message, dict(error.facts))
         curable = error.reason in _CURABLE or error.facts.get("field") in _CURABLE_FIELDS
         await self._end(Phase.FAILED, failure=failure, keep_bytes=curable)
 
@@ -166,7 +166,7 @@ class Job:
         await self._end(Phase.INSTALLED, model_id=model_id)
 
     async def _end(
-        self, phase: Phase, *, failure: Failure | None = None, model_id: str = "", keep_bytes: bool = False
+        self, phase: Phase, *, failure: DownloadFailure | None = None, model_id: str = "", keep_bytes: bool = False
     ) -> None:
         self._problem = ""
         files = self._progress.with_best(self._record.files)
@@ -376,7 +376,7 @@ class Job:
 class _FileListener:
     """Tells a job of one of its files."""
 
-    def __init__(self, job: Job, index: int) -> None:
+    def __init__(self, job: DownloadJob, index: int) -> None:
         self._job, self._index = job, index
 
     def on_bytes(self, count: int, length: int) -> None:

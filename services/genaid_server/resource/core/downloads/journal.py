@@ -19,7 +19,7 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 
 from genaid_server.kit.files import write_atomic
-from genaid_server.resource.core.downloads.download import DownloadSpec, Failure, Phase
+from genaid_server.resource.core.downloads.download import DownloadFailure, DownloadSpec, Phase
 from genaid_server.resource.core.downloads.remote import Item, Resolved
 from genaid_server.resource.core.downloads.transfer import Version
 from genaid_server.resource.core.formats.kinds import ModelType
@@ -79,7 +79,7 @@ class Record:
     checked: bool = False
     request_ids: tuple[str, ...] = ()
     model_type: ModelType | None = None
-    failure: Failure | None = None
+    failure: DownloadFailure | None = None
     model_id: str = ""
     retries: int = 0
 

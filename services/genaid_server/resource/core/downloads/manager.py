@@ -27,14 +27,14 @@ from genaid_server.kit.request_ids import RequestIds, check_request_id
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.resource.core.downloads.download import (
     Download,
+    DownloadFailure,
     DownloadLimits,
     DownloadSpec,
-    Failure,
     FileProgress,
     Phase,
 )
 from genaid_server.resource.core.downloads.installed import expected_checksum, find_installed
-from genaid_server.resource.core.downloads.job import Job, JobContext
+from genaid_server.resource.core.downloads.job import DownloadJob, JobContext
 from genaid_server.resource.core.downloads.journal import KEEP_ENDED, KEEP_SECONDS, FileRecord, Journal, Record
 from genaid_server.resource.core.downloads.remote import HubFile, Remote
 from genaid_server.resource.core.downloads.retry import Pauses
@@ -46,10 +46,10 @@ from genaid_server.resource.core.store.store import ModelStore
 
 __all__ = [
     "Download",
+    "DownloadFailure",
     "DownloadLimits",
     "DownloadSpec",
     "Downloads",
-    "Failure",
     "FileProgress",
     "Pauses",
     "Phase",
@@ -80,7 +80,7 @@ class Downloads:
         self._journal, self._store = Journal(folder), store
         self._context = JobContext(self._journal, store, remote, limits, pauses, folder, self._promised)
         self._slots = asyncio.Semaphore(limits.parallel)
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, DownloadJob] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._requests = RequestIds[str]()
         self._open = False
@@ -90,7 +90,7 @@ class Downloads:
         records = await asyncio.to_thread(self._load)
         self._open = True
         for record in records:
-            self._add(Job(record, self._context, written=True))
+            self._add(DownloadJob(record, self._context, written=True))
         for job in self._jobs.values():
             if not job.record.phase.terminal:
                 self._start(job)
@@ -170,18 +170,18 @@ class Downloads:
 
     # --- accepting
 
-    def _job(self, download_id: str) -> Job:
+    def _job(self, download_id: str) -> DownloadJob:
         if job := self._jobs.get(download_id):
             return job
         raise NotFoundError(f"No download {download_id[:32]!r} is known.", id=download_id[:32])
 
-    async def _accepted(self, job: Job) -> Download:
+    async def _accepted(self, job: DownloadJob) -> Download:
         await job.accepted.wait()
         if job.refusal is not None:
             raise job.refusal
         return job.snapshot.value
 
-    def _same(self, spec: DownloadSpec, files: Sequence[FileRecord]) -> Job | None:
+    def _same(self, spec: DownloadSpec, files: Sequence[FileRecord]) -> DownloadJob | None:
         """A download that does, or did, what is asked for."""
         model = find_installed(self._store.list(), files, spec.model_id)
         for job in reversed(self._jobs.values()):
@@ -194,7 +194,7 @@ class Downloads:
                 return job
         return None
 
-    def _new(self, spec: DownloadSpec, files: tuple[FileRecord, ...], request_id: str) -> Job:
+    def _new(self, spec: DownloadSpec, files: tuple[FileRecord, ...], request_id: str) -> DownloadJob:
         """Add a download, which is written down by the task that runs it."""
         model = find_installed(self._store.list(), files, spec.model_id)
         earlier = None
@@ -211,7 +211,7 @@ class Downloads:
             updated_at=now,
             request_ids=(request_id,) if request_id else (),
         )
-        job = self._add(Job(record, self._context, written=False))
+        job = self._add(DownloadJob(record, self._context, written=False))
         self._start(job, _Beginning(earlier.record.id if earlier else ""))
         return job
 
@@ -223,7 +223,7 @@ class Downloads:
         if model_id and (taken or any(job.record.spec.model_id == model_id for job in active)):
             raise id_taken(model_id)
 
-    def _add(self, job: Job) -> Job:
+    def _add(self, job: DownloadJob) -> DownloadJob:
         self._jobs[job.record.id] = job
         for request_id in job.record.request_ids:
             self._requests.remember(request_id, job.record.id)
@@ -231,12 +231,12 @@ class Downloads:
 
     # --- running
 
-    def _start(self, job: Job, beginning: "_Beginning | None" = None) -> None:
+    def _start(self, job: DownloadJob, beginning: "_Beginning | None" = None) -> None:
         task = asyncio.create_task(self._own(job, beginning), name=f"download {job.record.id}")
         self._tasks[job.record.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(job.record.id))
 
-    async def _own(self, job: Job, beginning: "_Beginning | None") -> None:
+    async def _own(self, job: DownloadJob, beginning: "_Beginning | None") -> None:
         """All of a download's work; the one task that does any."""
         job.start()
         error: DomainError | None = None
@@ -251,7 +251,7 @@ class Downloads:
             error = DownloadError(f"The download failed unexpectedly ({type(failure).__name__}). Start it again.")
         await to_the_end(self._finish(job, error))
 
-    async def _run(self, job: Job, beginning: "_Beginning | None") -> None:
+    async def _run(self, job: DownloadJob, beginning: "_Beginning | None") -> None:
         if self._given_up(job):
             return
         if beginning is not None:
@@ -263,7 +263,7 @@ class Downloads:
             if not self._given_up(job):
                 await job.run()
 
-    async def _begin(self, job: Job, beginning: "_Beginning") -> None:
+    async def _begin(self, job: DownloadJob, beginning: "_Beginning") -> None:
         if await job.end_where_installed():
             return
         try:
@@ -274,10 +274,10 @@ class Downloads:
         if beginning.earlier_id:
             await job.take_over(beginning.earlier_id)
 
-    def _given_up(self, job: Job) -> bool:
+    def _given_up(self, job: DownloadJob) -> bool:
         return job.cancel_wanted or not self._open
 
-    async def _finish(self, job: Job, error: DomainError | None) -> None:
+    async def _finish(self, job: DownloadJob, error: DomainError | None) -> None:
         if not job.record.phase.terminal:
             if job.cancel_wanted:
                 await job.end_cancelled()
@@ -297,12 +297,12 @@ class Downloads:
             if (place >= KEEP_ENDED or job.record.updated_at < oldest) and job.record.id in self._jobs:
                 await self._forget(job)
 
-    async def _forget(self, job: Job) -> None:
+    async def _forget(self, job: DownloadJob) -> None:
         self._jobs.pop(job.record.id, None)
         self._requests.forget(lambda made: made == job.record.id)
         await job.forget()
 
-    def _promised(self, asking: Job) -> int:
+    def _promised(self, asking: DownloadJob) -> int:
         return sum(job.missing_bytes for job in self._jobs.values() if job is not asking)
 
     # --- opening and closing
@@ -340,7 +340,7 @@ def _agree(have: Sequence[FileRecord], wanted: Sequence[FileRecord]) -> bool:
     return all(new.item.checksum in ("", expected_checksum(old)) for old, new in pairs)
 
 
-def _has_failed_at(job: Job, files: Sequence[FileRecord]) -> bool:
+def _has_failed_at(job: DownloadJob, files: Sequence[FileRecord]) -> bool:
     return job.record.phase is Phase.FAILED and _sources(job.record.files) == _sources(files)
 
 

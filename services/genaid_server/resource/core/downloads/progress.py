@@ -22,7 +22,7 @@ class ByteCount:
         self.length, self.best = length, max(self.best, length)
 
 
-class Progress:
+class DownloadProgress:
     """The bytes of one download's files; `counts` are in the order of its record's files."""
 
     def __init__(self, files: Sequence[FileRecord]) -> None:

@@ -127,10 +127,10 @@ def parse_header(source: Source, *, arrays: bool = False, short_arrays: bool = F
     InvalidRequestError where the file isn't GGUF, is of a version that can't be read, is damaged, or ends before its
     tensors do.
     """
-    return _Parser(source, arrays, short_arrays).parse()
+    return _GgufParser(source, arrays, short_arrays).parse()
 
 
-class _Parser:
+class _GgufParser:
     """Reads one header, and counts what it costs."""
 
     def __init__(self, source: Source, arrays: bool, short_arrays: bool) -> None:

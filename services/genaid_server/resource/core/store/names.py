@@ -1,4 +1,4 @@
-"""Names that strangers give: ids, names for people, names of files. What is not safe on every system is refused."""
+"""Ids, names for people and names of files, as they are given: what is not safe on every system is refused."""
 
 import hashlib
 import itertools

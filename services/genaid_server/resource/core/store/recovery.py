@@ -37,7 +37,7 @@ def load(layout: StoreLayout) -> dict[str, Model]:
     for folder in layout.folders.values():
         _finish_changes(layout, folder, owned)
         _remove_leftovers(folder, models)
-        _report_strangers(folder, owned)
+        _report_unrecorded(folder, owned)
     return models
 
 
@@ -62,8 +62,8 @@ def _finish_changes(layout: StoreLayout, folder: Path, owned: Collection[Path]) 
                 recover(layout.root, journal, owned)
     for tombstone in sorted(folder.glob(f".*{TOMBSTONE}")):
         with _passing_over(tombstone):
-            doomed = [path for path in read_paths(tombstone) if path not in owned]
-            finish_removal(tombstone, doomed)
+            left = [path for path in read_paths(tombstone) if path not in owned]
+            finish_removal(tombstone, left)
 
 
 def _remove_leftovers(folder: Path, models: Collection[str]) -> None:
@@ -82,7 +82,7 @@ def _remove_leftovers(folder: Path, models: Collection[str]) -> None:
         remove_if_empty(path)
 
 
-def _report_strangers(folder: Path, owned: Collection[Path]) -> None:
+def _report_unrecorded(folder: Path, owned: Collection[Path]) -> None:
     for path in sorted([*folder.iterdir(), *_inner(folder)]):
         if path.suffix.lower() in _FORMATS and path not in owned:
             log.info("%s is no model's: no record names it.", path.relative_to(folder.parent).as_posix())

@@ -15,7 +15,7 @@ from typing import Final, Self
 from pydantic import TypeAdapter, ValidationError
 
 from genaid_server.kit.errors import ServerError
-from genaid_server.resource.core.system.facts import GpuMemory
+from genaid_server.resource.core.system.facts import GpuMemory, GpuTraits
 from genaid_server.resource.core.system.machine import Machine
 from genaid_server.resource.core.system.probe_candidates import candidates
 from genaid_server.supervision.child import Child, child
@@ -63,29 +63,19 @@ WORDS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class FoundGpu:
-    """A GPU as one probe sees it; what that doesn't know is left at its default. See Gpu for the fields that have the
-    same names there; the ids of vendor and device have four hexadecimal digits."""
+class FoundGpu(GpuTraits):
+    """A GPU as one probe sees it; what that doesn't know is left at its default. The ids of vendor and device have
+    four hexadecimal digits."""
 
     id: str
     vendor: str
     name: str
     vendor_id: str = ""
     device_id: str = ""
-    vram_total: int | None = None
-    vram_free: int | None = None
-    unified: bool = False
-    integrated: bool = False
-    driver: str = ""
-    compute_capability: str = ""
-    cuda: bool = False
-    metal: bool = False
-    rocm: bool = False
-    vulkan: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ProbeFindings:
     """The answer to `detect`."""
 
     gpus: tuple[FoundGpu, ...]
@@ -93,7 +83,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ProbeMemory:
     """The answer to `memory`: of the GPUs whose drivers tell."""
 
     memory: tuple[GpuMemory, ...]
@@ -146,12 +136,14 @@ class Probes:
         """Ask all probes that make sense on this machine at once; each may take the timeout."""
         names = await asyncio.to_thread(candidates, self._machine)
         answers = await _all(self._detect(name) for name in names)
-        gpus = {name: answer.gpus for name, answer in zip(names, answers, strict=True) if isinstance(answer, Found)}
+        gpus = {
+            name: answer.gpus for name, answer in zip(names, answers, strict=True) if isinstance(answer, ProbeFindings)
+        }
         self._measuring = [name for name in names if name in MEASURING and gpus.get(name, True)]
         losses = [WORDS[name].loss for name in names]
         return Detection(gpus, _notes(names, answers, losses))
 
-    async def memory(self) -> Measured:
+    async def memory(self) -> ProbeMemory:
         """Ask how much memory the GPUs have now, those that were found last. A probe that failed has a rest."""
         if self._measuring is None:
             found = await asyncio.to_thread(candidates, self._machine)
@@ -161,11 +153,11 @@ class Probes:
             self._probes[name].ask("memory", _measured(), keep=lambda measured: bool(measured.memory), rest=self._retry)
             for name in names
         )
-        memory = [gpu for answer in answers if isinstance(answer, Measured) for gpu in answer.memory]
+        memory = [gpu for answer in answers if isinstance(answer, ProbeMemory) for gpu in answer.memory]
         losses = ["the free memory of its GPUs is not known"] * len(names)
-        return Measured(tuple(memory), _notes(names, answers, losses))
+        return ProbeMemory(tuple(memory), _notes(names, answers, losses))
 
-    async def _detect(self, name: str) -> Found:
+    async def _detect(self, name: str) -> ProbeFindings:
         # Only a probe that will be asked for memory is worth keeping.
         return await self._probes[name].ask(
             "detect", _found(), keep=lambda found: name in MEASURING and bool(found.gpus)
@@ -354,7 +346,7 @@ async def _all[T](asking: Iterable[Awaitable[T]]) -> list[T | ProbeError]:
 
 
 def _notes(
-    names: Sequence[str], answers: Sequence[Found | Measured | ProbeError], losses: Sequence[str]
+    names: Sequence[str], answers: Sequence[ProbeFindings | ProbeMemory | ProbeError], losses: Sequence[str]
 ) -> tuple[str, ...]:
     notes: list[str] = []
     for name, answer, loss in zip(names, answers, losses, strict=True):
@@ -366,13 +358,13 @@ def _notes(
 
 
 @cache
-def _found() -> TypeAdapter[Found]:
-    return TypeAdapter(Found)  # made when it is needed: the service starts sooner
+def _found() -> TypeAdapter[ProbeFindings]:
+    return TypeAdapter(ProbeFindings)  # made when it is needed: the service starts sooner
 
 
 @cache
-def _measured() -> TypeAdapter[Measured]:
-    return TypeAdapter(Measured)
+def _measured() -> TypeAdapter[ProbeMemory]:
+    return TypeAdapter(ProbeMemory)
 
 
 def _shutting_down() -> ServerError:
