@@ -4,8 +4,8 @@ import asyncio
 import json
 import random
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,6 @@ from genaid_server.resource.core.downloads.manager import (
     DownloadLimits,
     Downloads,
     DownloadSpec,
-    Pauses,
     Phase,
 )
 from genaid_server.resource.core.downloads.remote import HubFile, Item
@@ -45,6 +44,7 @@ from genaid_server.resource.core.formats.gguf import ValueType
 from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.store.model import Component, SourceType
 from genaid_server.resource.core.store.store import ModelStore
+from unit.downloads import download_service
 from unit.formats.gguf_files import diffusion_model, language_model, model, pair
 
 URL = "http://models.test/tiny.gguf"
@@ -67,19 +67,10 @@ def large(name: str = "Large Llama", size: int = 400_000, seed: int = 1) -> byte
 BIG = large()
 
 
-@asynccontextmanager
-async def running(
+def running(
     folder: Path, remote: ScriptedRemote, limits: DownloadLimits = LIMITS
-) -> AsyncIterator[tuple[Downloads, ModelStore]]:
-    async def no_wait(seconds: float) -> None:
-        await asyncio.sleep(0)
-
-    store = await ModelStore.open(folder)
-    try:
-        async with Downloads(folder, store, remote, limits, Pauses(no_wait, lambda: 0.0)) as downloads:
-            yield downloads, store
-    finally:
-        await store.close()
+) -> AbstractAsyncContextManager[tuple[Downloads, ModelStore]]:
+    return download_service.running(folder, remote, limits)
 
 
 def one(content: bytes = BIG, *faults: Fault, url: str = URL, **served: object) -> ScriptedRemote:
