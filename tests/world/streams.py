@@ -1,0 +1,46 @@
+"""Readers of images in one call, as slow as a test wants them."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from genaid_server.kit.errors import DomainError
+
+
+class Stream:
+    """One call. `seen` is what came, `error` what it ended with; a slow one takes a response for each `take`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, responses: AsyncGenerator[str, None], *, slow: bool) -> None:
+        self.seen: list[str] = []
+        self.error: Exception | None = None
+        self._may_take, self._slow = asyncio.Semaphore(0), slow
+        self._task = loop.create_task(self._read(responses), name="generate")
+
+    def take(self) -> None:
+        self._may_take.release()
+
+    def take_all(self) -> None:
+        self._slow = False
+        self._may_take.release()
+
+    def leave(self) -> None:
+        self._task.cancel()
+
+    @property
+    def over(self) -> bool:
+        return self._task.done()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was told that its image is complete, and did not get it."""
+        return self.over and not self._task.cancelled() and "complete" in self.seen and "image" not in self.seen
+
+    async def _read(self, responses: AsyncGenerator[str, None]) -> None:
+        try:
+            async with aclosing(responses):
+                async for response in responses:
+                    self.seen.append(response)
+                    if self._slow:
+                        await self._may_take.acquire()
+        except DomainError as error:
+            self.error = error
