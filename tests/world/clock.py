@@ -16,6 +16,8 @@ from typing import Any, Final
 LONGEST_JOB: Final = 4
 """Rounds that a job in a thread takes at most before it does its work, and again before that is known."""
 
+ATTEMPTS: Final = 10
+
 
 class _Clockwork(selectors.DefaultSelector):
     """Instead of waiting for a timer, the clock is put forward to it."""
@@ -116,24 +118,27 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         """Let time pass, with all that happens in it."""
         self.run_until_complete(asyncio.sleep(seconds))
 
-    def until(self, condition: Callable[[], bool], seconds: float, step: float = 0.05) -> bool:
+    def until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Let time pass until the condition holds; False where it does not within so many seconds."""
-        end = self.time() + seconds
+        end, step = self.time() + seconds, 0.05
         while not condition():
             if self.time() >= end:
                 return False
             self.advance(step)
+            step = min(1.3 * step, 5.0)
         return True
 
     def finish(self) -> None:
         """Close the loop, with what is left in it."""
-        for task in (left := asyncio.all_tasks(self)):
-            task.cancel()
-        if left:
-            with contextlib.suppress(AssertionError):
-                self.run_until_complete(asyncio.wait(left, timeout=100.0))
-        self.run_until_complete(self.shutdown_asyncgens())
-        self._threads.shutdown()
+        for _ in range(ATTEMPTS):  # what waits for each other is not ended at once
+            left = asyncio.all_tasks(self)
+            for task in left:
+                task.cancel()
+            if left:
+                self.run_until_complete(asyncio.wait(left, timeout=20.0))
+        with contextlib.suppress(TimeoutError):
+            self.run_until_complete(asyncio.wait_for(self.shutdown_asyncgens(), 100.0))
+        self._threads.shutdown(wait=False)
         self.close()
 
     def _later(self, rounds: int, callback: Callable[..., object], *args: object) -> None:

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+from genaid_client.errors import GenaidError
 from genaid_server.kit.errors import DomainError
+
+TOLD = (DomainError, GenaidError)
+"""What callers are told of, in the service and at a client."""
 
 
 class Outcome(Enum):
@@ -15,6 +19,8 @@ class Outcome(Enum):
     PENDING = auto()
     ANSWERED = auto()
     REFUSED = auto()
+    NEVER = auto()
+    """Its caller left before it was given."""
     LEFT = auto()
     """Its caller has left: nobody knows what came of it."""
     BROKEN = auto()
@@ -74,7 +80,7 @@ class Commands:
             try:
                 command.answer = await call()
                 command.outcome = Outcome.ANSWERED
-            except DomainError as error:
+            except TOLD as error:
                 command.error, command.outcome = error, Outcome.REFUSED
             except asyncio.CancelledError:
                 command.outcome = Outcome.LEFT
@@ -83,7 +89,12 @@ class Commands:
                 command.error, command.outcome = error, Outcome.BROKEN
             check(command)
 
+        def settle(_: "asyncio.Task[None]") -> None:
+            if not command.over:
+                command.outcome = Outcome.NEVER
+
         command.task = loop.create_task(perform(), name=f"{verb} {target}")
+        command.task.add_done_callback(settle)
         return command
 
     @property
@@ -92,7 +103,8 @@ class Commands:
 
     def last(self, *verbs: str) -> Command | None:
         """The newest one of some kinds."""
-        return next((command for command in reversed(self.all) if command.verb in verbs), None)
+        given = (command for command in reversed(self.all) if command.outcome is not Outcome.NEVER)
+        return next((command for command in given if command.verb in verbs), None)
 
     def later(self, than: Command, *verbs: str) -> bool:
         """Whether one of some kinds was given after another."""
@@ -103,6 +115,8 @@ class Commands:
         wanted = self.before
         for command in self.all:
             match command.verb, command.outcome:
+                case _, Outcome.NEVER:
+                    continue
                 case "start" | "restart", Outcome.ANSWERED:
                     wanted = Wanted.RUN
                 case "stop", Outcome.ANSWERED:

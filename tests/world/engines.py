@@ -52,9 +52,14 @@ class EngineChild:
     """One child. Has what the engines use of `supervision.child.Child`."""
 
     def __init__(
-        self, nursery: "Nursery", kind: Kind, number: int, tell: Callable[[bytes], None], print_: Callable[[bytes], None]
+        self,
+        nursery: "Nursery",
+        kind: Kind,
+        number: int,
+        tell: Callable[[bytes], None],
+        print_: Callable[[bytes], None],
     ) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self.kind, self.pid, self.port = kind, FIRST_PID + number, FIRST_PORT + number % 10_000
         self.loaded = False
         self.paths: tuple[Path, ...] = ()
@@ -78,18 +83,18 @@ class EngineChild:
     def write(self, data: bytes) -> None:
         if self.alive:
             for frame in self._reader.feed(data):
-                asyncio.get_running_loop().call_soon(self._obey, frame.header)
+                self._loop.call_soon(self._obey, frame.header)
 
     async def stop(self, grace: float) -> None:
         if self.alive and not self._manners.stubborn:
-            asyncio.get_running_loop().call_later(DYING, self.end, 0)
+            self._loop.call_later(DYING, self.end, 0)
         if self.alive:
             await asyncio.wait([self._exited], timeout=grace)
         await self.kill()
 
     def strike(self) -> None:
         if self.alive:
-            asyncio.get_running_loop().call_soon(self.end, -9)
+            self._loop.call_soon(self.end, -9)
 
     async def kill(self) -> None:
         self.strike()
@@ -143,7 +148,7 @@ class EngineChild:
 
     def _load_within(self, seconds: float | None) -> None:
         if seconds is not None:
-            asyncio.get_running_loop().call_later(seconds, self._be_ready)
+            self._loop.call_later(seconds, self._be_ready)
 
     def _be_ready(self) -> None:
         if self.alive and not self.loaded:
@@ -153,12 +158,14 @@ class EngineChild:
 
     def _draw_within(self, seconds: float | None, job: str) -> None:
         if seconds is not None:
-            self._drawing = asyncio.get_running_loop().call_later(seconds, self._finish, job)
+            self._drawing = self._loop.call_later(seconds, self._finish, job)
 
     def _finish(self, job: str) -> None:
         if self.alive and job == self._job:
             self._job = ""
-            self._tell(frames.encode({"event": "image", "job": job, "index": 0, "seed": 1, "width": 64, "height": 64}, PNG))
+            self._tell(
+                frames.encode({"event": "image", "job": job, "index": 0, "seed": 1, "width": 64, "height": 64}, PNG)
+            )
             self._say("done", job=job)
 
     def _say(self, event: str, **values: object) -> None:

@@ -174,9 +174,7 @@ class Stage:
             stack.push_async_callback(store.close)
             limits = DownloadLimits(reserve_bytes=0, attempts=4)
             downloads = await stack.enter_async_context(Downloads(data_dir, store, remote, limits))
-            leases = await stack.enter_async_context(
-                Leases(SurveyedMemory(survey, budgets), reload_delay=RELOAD_DELAY)
-            )
+            leases = await stack.enter_async_context(Leases(SurveyedMemory(survey, budgets), reload_delay=RELOAD_DELAY))
             usage = Usage(data_dir / "memory-usage.json")
             needs = ImageNeeds(store, survey, budgets, usage)
             settings = LlmSettings(
@@ -346,6 +344,3 @@ def _installed(model: Model) -> InstalledModel:
 
 def _image_need(need: Need) -> ImageNeed:
     return replace(ImageNeed(need.model_id, need.size.width, need.size.height), variant=need.variant)
-
-
-

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from genaid_server.kit.errors import DomainError
+from world.commands import TOLD
 
 
 class Stream:
@@ -14,7 +14,7 @@ class Stream:
         self.seen: list[str] = []
         self.error: Exception | None = None
         self._may_take, self._slow = asyncio.Semaphore(0), slow
-        self._task = loop.create_task(self._read(responses), name="generate")
+        self.task = loop.create_task(self._read(responses), name="generate")
 
     def take(self) -> None:
         self._may_take.release()
@@ -24,16 +24,16 @@ class Stream:
         self._may_take.release()
 
     def leave(self) -> None:
-        self._task.cancel()
+        self.task.cancel()
 
     @property
     def over(self) -> bool:
-        return self._task.done()
+        return self.task.done()
 
     @property
     def lost(self) -> bool:
         """Whether it was told that its image is complete, and did not get it."""
-        return self.over and not self._task.cancelled() and "complete" in self.seen and "image" not in self.seen
+        return self.over and not self.task.cancelled() and "complete" in self.seen and "image" not in self.seen
 
     async def _read(self, responses: AsyncGenerator[str, None]) -> None:
         try:
@@ -42,5 +42,5 @@ class Stream:
                     self.seen.append(response)
                     if self._slow:
                         await self._may_take.acquire()
-        except DomainError as error:
+        except TOLD as error:
             self.error = error
