@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from llm_service import PATIENCE
@@ -79,9 +80,9 @@ class RealWorld:
                 self.streams.append(Stream(asyncio.get_running_loop(), stage.generate(), slow=False))
             case "cancel" | "cancel_download":
                 verb = "create" if action == "cancel" else "download"
+                cancel = stage.cancel if action == "cancel" else stage.cancel_download
                 for known in [each.answer for each in created if each.verb == verb and each.answer][-1:]:
-                    call = stage.cancel if action == "cancel" else stage.cancel_download
-                    self._do(action, known, lambda: call(known))
+                    self._do(action, known, partial(cancel, known))
             case "delete" | "import":
                 model_id = self.dice.choice((LLM, DIFFUSION))
                 call = stage.delete_model if action == "delete" else stage.import_model
@@ -109,7 +110,7 @@ class RealWorld:
         assert not any(stream.lost for stream in self.streams), "images that were complete are lost"
         for command in self.commands.all:
             if command.answer and command.verb == "create":
-                self._do("finished", command.answer, lambda known=command.answer: self.stage.finished(known))
+                self._do("finished", command.answer, partial(self.stage.finished, command.answer))
             if command.answer and command.verb == "download":
                 await asyncio.wait_for(self.stage.follow_download(command.answer), PATIENCE)
         await self._llm_is_as_wanted()

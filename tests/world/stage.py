@@ -295,9 +295,7 @@ class Stage:
 
     async def follow_download(self, download_id: str) -> Download:
         """The download when a watch of it has ended."""
-        async for last in self._downloads.watch(download_id):
-            pass
-        return last
+        return [download async for download in self._downloads.watch(download_id)][-1]
 
     def download_of(self, download_id: str) -> Download:
         return self._downloads.get(download_id)

@@ -13,15 +13,17 @@ class Stream:
     def __init__(self, loop: asyncio.AbstractEventLoop, responses: AsyncGenerator[str, None], *, slow: bool) -> None:
         self.seen: list[str] = []
         self.error: Exception | None = None
-        self._may_take, self._slow = asyncio.Semaphore(0), slow
+        self._may_take, self._slow, self._waits = asyncio.Semaphore(0), slow, False
         self.task = loop.create_task(self._read(responses), name="generate")
 
     def take(self) -> None:
-        self._may_take.release()
+        """Take the next response, where it has the one before."""
+        if self._waits:
+            self._may_take.release()
 
     def take_all(self) -> None:
         self._slow = False
-        self._may_take.release()
+        self.take()
 
     def leave(self) -> None:
         self.task.cancel()
@@ -41,6 +43,8 @@ class Stream:
                 async for response in responses:
                     self.seen.append(response)
                     if self._slow:
+                        self._waits = True
                         await self._may_take.acquire()
+                        self._waits = False
         except TOLD as error:
             self.error = error

@@ -73,6 +73,16 @@ def test_a_start_after_a_stop_wins(rounds: int) -> None:
         world.start()
 
 
+def test_a_start_after_an_llm_was_stopped_and_forgotten_wins() -> None:
+    with house() as world:
+        world.start()
+        world.generate()
+        world.come_to_rest()
+        world.stop()
+        world.forget()
+        world.start()
+
+
 @pytest.mark.parametrize("pause", [0.0, 0.1, 1.0])
 def test_a_restart_beside_an_image_that_waits_for_a_load_is_no_deadlock(pause: float) -> None:
     with house() as world:
@@ -140,7 +150,7 @@ def test_a_language_model_imported_again_under_its_id_is_opened_where_it_is_now(
 @pytest.mark.parametrize("rounds", range(1, 13))
 def test_a_download_that_is_cancelled_while_it_is_written_as_installed_shows_its_end(rounds: int) -> None:
     with house() as world:
-        world.download(place=world.place_of("talker"))
+        world.download_again("talker")
         world.turn(rounds)
         world.cancel_download()
 
@@ -160,7 +170,7 @@ def test_a_start_of_the_service_that_fails_late_keeps_what_is_to_come_back(offlo
 
 def test_a_partial_folder_that_can_not_be_removed_does_not_keep_the_service_down() -> None:
     with house() as world:
-        world.download(place=world.place_of("painter") + 1)
+        world.download(place=1)
         world.advance(1.0)
         world.leave_partial_folder()
         world.reopen()
@@ -169,9 +179,9 @@ def test_a_partial_folder_that_can_not_be_removed_does_not_keep_the_service_down
 def test_images_that_are_streamed_to_a_slow_reader_are_not_forgotten() -> None:
     with house() as world:
         slow = world.generate(slow=True)
-        while "complete" not in slow.seen:
-            world.advance(0.1)
+        while slow.seen[-1:] != ["complete"]:
             slow.take()
+            world.advance(0.1)
         world.generate()
         world.advance(2.0)
 

@@ -136,15 +136,16 @@ class World:
     def delete_model(self, model_id: str) -> Command:
         return self._do("delete", model_id, lambda: self.here.delete_model(model_id))
 
-    def place_of(self, model_id: str) -> int:
-        """The place of the source's file whose content is that model's."""
-        installed = self.here.models[model_id].checksum
-        return [sha256(self.contents[url]) for url in sorted(self.contents)].index(installed)
-
     def download(self, place: int = 0, model_id: str = "") -> Command:
         url = sorted(self.contents)[place % len(self.contents)]
         checksum = sha256(self.contents[url])
         return self._do("download", model_id, lambda: self.here.download(url, checksum, model_id))
+
+    def download_again(self, model_id: str) -> None:
+        """Download what a model has that is installed, if it is."""
+        if model := self.here.models.get(model_id):
+            url = next(url for url, content in self.contents.items() if sha256(content) == model.checksum)
+            self._do("download", model_id, lambda: self.here.download(url, model.checksum, ""))
 
     def source_holds(self, place: int = 0, after: int = 300) -> None:
         """The source stops in the middle of a file, for as long as the house has not come to rest."""

@@ -10,7 +10,8 @@ from world.engines import Kind, Manners
 from world.world import PAINTERS, TALKERS, World
 
 places = st.integers(0, 5)
-pauses = st.one_of(st.integers(0, 40), st.sampled_from([0.01, 0.1, 0.3, 1.0, 4.0, 10.0]))
+newest = st.sampled_from([0, 0, 0, 1, 2])
+pauses = st.one_of(st.integers(0, 12), st.integers(0, 40), st.sampled_from([0.01, 0.1, 0.3, 1.0, 4.0, 10.0]))
 """Between two commands: rounds of the event loop, or seconds."""
 MANNERS = st.sampled_from(
     [
@@ -124,7 +125,11 @@ class WorldMachine(RuleBasedStateMachine):
     def download(self, place: int) -> None:
         self.world.download(place)
 
-    @command(place=places)
+    @command(model=st.sampled_from(TALKERS + PAINTERS))
+    def download_again(self, model: str) -> None:
+        self.world.download_again(model)
+
+    @command(place=newest)
     def cancel_download(self, place: int) -> None:
         self.world.cancel_download(place)
 
