@@ -82,9 +82,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._clockwork.now
 
-    def run_in_executor[*P, T](
-        self, executor: object, func: Callable[[*P], T], *args: *P
-    ) -> "asyncio.Future[T]":
+    def run_in_executor[*P, T](self, executor: object, func: Callable[[*P], T], *args: *P) -> "asyncio.Future[T]":
         answer: asyncio.Future[T] = self.create_future()
 
         job = _Job()

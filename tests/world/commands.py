@@ -44,7 +44,7 @@ class Command:
         return self.outcome is not Outcome.PENDING
 
     def __str__(self) -> str:
-        said = f": {self.error!r}" if self.error else ""
+        said = f": {str(self.error)[:200]!r}" if self.error else ""
         return f"{self.number} {self.verb} {self.target} {self.outcome.name}{said}"
 
 

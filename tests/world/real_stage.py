@@ -11,7 +11,7 @@ import psutil
 
 from conftest import DemoModels
 from fakes.hub_server import HubServer
-from genaid_client import DownloadItem, DownloadSpec, Generation, GenerationSpec, GenerationState, Image, LlmConfig
+from genaid_client import DownloadItem, DownloadSpec, Generation, GenerationSpec, LlmConfig
 from sharing import DIFFUSION, LLM, House, house
 from world.engines import Kind
 from world.stage import LlmView, has_saved
@@ -97,7 +97,7 @@ class RealStage:
         return {model.id for model in await self.services.manager.list_models()}
 
     async def download(self) -> str:
-        spec = DownloadSpec((DownloadItem(url=self._source),), model_id="other")
+        spec = DownloadSpec((DownloadItem(self._source),), model_id="other")
         return (await self.services.manager.create_download(spec)).id
 
     async def cancel_download(self, download_id: str) -> None:
@@ -131,6 +131,3 @@ async def real_stage(folder: Path, demo: DemoModels, memory: Mapping[str, int]) 
     ):  # fmt: skip
         hub.add_file(SOURCE, demo.llm.read_bytes())
         yield RealStage(services, models, hub.file_url(SOURCE))
-
-
-__all__ = ["GenerationState", "Image", "RealStage", "real_stage"]

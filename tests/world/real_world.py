@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any, Final
 
 from llm_service import PATIENCE
+from sharing import DIFFUSION, LLM
 from world.commands import Command, Commands, Outcome, Wanted
 from world.engines import Kind
-from world.real_stage import DIFFUSION, LLM, RealStage
+from world.real_stage import RealStage
 from world.streams import Stream
 
 SHORTEST_PAUSE: Final = 0.05

@@ -312,9 +312,14 @@ class Stage:
         return [Seat(Kind(lease.request.kind.value), lease.request.amount.ram) for lease in present]
 
 
+def saved_file(data_dir: Path) -> Path:
+    """Where it is kept what is to run, or to come back."""
+    return data_dir / FILE
+
+
 def has_saved(data_dir: Path) -> bool:
     """Whether an LLM that is to run, or to come back, is on disk."""
-    return (data_dir / FILE).exists()
+    return saved_file(data_dir).exists()
 
 
 def play(patch: pytest.MonkeyPatch, nursery: Nursery, stuck: set[str], clock: Callable[[], float]) -> None:

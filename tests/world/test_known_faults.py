@@ -193,3 +193,14 @@ def test_a_stop_of_the_image_engine_during_a_start_wins(scarce: bool, rounds: in
         world.start_engine()
         world.turn(rounds)
         world.stop_engine()
+
+
+def test_a_start_of_the_image_engine_that_loads_nothing_yet_is_shown() -> None:
+    with house() as world:
+        world.start()
+        world.advance(1.0)
+        world.stop_engine()
+        world.advance(1.0)
+        world.start_engine()
+        world.advance(1.0)
+        assert world.here.image.accepting

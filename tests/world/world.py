@@ -20,7 +20,7 @@ from genaid_server.kit.errors import DomainError, PortInUseError
 from unit.formats.gguf_files import diffusion_model, language_model
 from world import invariants
 from world.clock import SteppedLoop
-from world.commands import Command, Commands, Outcome, Wanted
+from world.commands import Command, Commands, Wanted
 from world.engines import EngineChild, Kind, Manners, Nursery
 from world.stage import Stage, has_saved, play
 from world.streams import Stream
@@ -280,7 +280,7 @@ class World:
             command.task.cancel()
         self.loop.turn(3)
         assert self._block is not None
-        closing = self.loop.create_task(self._block.__aexit__(None, None, None))  # type: ignore[arg-type]
+        closing = self.loop.create_task(self._block.__aexit__(None, None, None))
         self.stage, self.streams = None, []
         if not self.loop.until(closing.done, FOR_EVER):
             self.violations.append("the services do not end")
@@ -298,6 +298,3 @@ def _contents() -> dict[str, bytes]:
 
 def _at[T](items: list[T], place: int) -> T | None:
     return items[place % len(items)] if items else None
-
-
-__all__ = ["PAINTERS", "TALKERS", "Outcome", "World"]

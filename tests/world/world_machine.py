@@ -27,7 +27,7 @@ MANNERS = st.sampled_from(
 )
 
 
-def command(**arguments: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(**arguments: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A rule, after which a pause is made that hypothesis chooses."""
 
     def decorated(act: Callable[..., None]) -> Callable[..., None]:
@@ -36,7 +36,8 @@ def command(**arguments: st.SearchStrategy[Any]) -> Callable[[Callable[..., None
             self.world.pause(pause)
 
         with_pause.__name__ = act.__name__
-        return rule(pause=pauses, **arguments)(with_pause)
+        ruled: Callable[..., None] = rule(pause=pauses, **arguments)(with_pause)
+        return ruled
 
     return decorated
 
