@@ -8,7 +8,7 @@ from world.world_machine import WorldMachine
 
 SHORT = settings(
     deadline=None,
-    max_examples=60,
+    max_examples=120,
     stateful_step_count=50,
     derandomize=True,
     database=None,

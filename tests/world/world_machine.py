@@ -1,7 +1,7 @@
 """The world in the hands of hypothesis."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -36,8 +36,8 @@ def command(**arguments: Any) -> Callable[[Callable[..., None]], Callable[..., N
             self.world.pause(pause)
 
         with_pause.__name__ = act.__name__
-        ruled: Callable[..., None] = rule(pause=pauses, **arguments)(with_pause)
-        return ruled
+        make_rule: Callable[..., Any] = rule
+        return cast("Callable[..., None]", make_rule(pause=pauses, **arguments)(with_pause))
 
     return decorated
 
