@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DemoModels
-from genaid_client import Health, Llm, LlmConfig, ServerError, ServerState
+from genaid_client import HealthState, Llm, LlmConfig, ServerError, ServerState
 from llm_service import LlmService, ask, engines, fake_program, llm_service
 from worker import children
 
@@ -79,7 +79,7 @@ async def assert_true(service: LlmService) -> None:
     llm = await service.client.get_llm()
     if llm.state is ServerState.RUNNING:
         assert engines() == [llm.pid]
-        assert llm.health is Health.OK
+        assert llm.health is HealthState.OK
         assert (await ask(llm, "GET", "/health"))[0] == 200
     else:
         assert (llm.state, llm.pid, engines()) == (ServerState.STOPPED, None, [])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from genaid_client import Generation, GenerationState, Progress
+from genaid_client import Generation, GenerationFailure, GenerationState, Progress
 from genaid_server.gateway.http.errors import ApiError
 
 BASE64_CHUNK: Final = 3 * 256 * 1024  # bytes, a multiple of 3: chunks encode without padding, and join
@@ -95,7 +95,14 @@ def _state(generation: Generation) -> dict[str, Any]:
     if generation.state is GenerationState.IN_PROGRESS:
         document["progress"] = _progress(generation.progress)
     if generation.state is GenerationState.ERROR and generation.error is not None:
-        document["error"] = {"message": generation.error.message, "code": generation.error.code}
+        document["error"] = _failure(generation.error)
+    return document
+
+
+def _failure(failure: GenerationFailure) -> dict[str, Any]:
+    document: dict[str, Any] = {"message": failure.message, "code": failure.code}
+    if failure.facts:
+        document["details"] = dict(sorted(failure.facts.items()))
     return document
 
 

@@ -31,7 +31,7 @@ from genaid_server.resource.core.llm.offloaded import OffloadedLlm
 from genaid_server.resource.core.llm.process import LlmProcess
 from genaid_server.resource.core.llm.saved import SavedFile
 from genaid_server.resource.core.llm.slots import Endpoint, PromptCaches, discard
-from genaid_server.resource.core.llm.transitions import step
+from genaid_server.resource.core.llm.transitions import outdated, step
 from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.supervision.logbook import Level, Logbook
 from genaid_server.supervision.notes import running
@@ -228,19 +228,8 @@ class LlmEngine:
                 task.add_done_callback(self._worked)
 
     def _end_outdated(self) -> None:
-        """What works for a direction that is over is ended; the end of a process is awaited in any case."""
-        state = self._state
         for task, effect in self._effects.items():
-            match effect:
-                case on.Decide(number):
-                    outdated = state.deciding is None or state.deciding.number != number
-                case on.Launch(number):
-                    outdated = number != state.launch
-                case on.SaveCaches(plan) | on.RestoreCaches(plan) | on.Wait(plan):
-                    outdated = plan != state.plan
-                case _:
-                    outdated = False
-            if outdated:
+            if outdated(effect, self._state):
                 task.cancel()
 
     def _worked(self, task: "asyncio.Task[None]") -> None:

@@ -6,10 +6,12 @@ from enum import Enum, auto
 from types import MappingProxyType
 from typing import Final
 
+from genaid_server.kit.errors import InsufficientResourcesError
 from genaid_server.resource.core.llm.config import EngineConfig
 from genaid_server.resource.core.llm.events import Launch, Stage
 from genaid_server.resource.core.llm.events import State as Known
 from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
+from genaid_server.supervision.stop_reason import StopReason, stop_reason
 from genaid_server.supervision.supervisor import Snapshot, State
 
 _PHASES: Final = {
@@ -37,7 +39,8 @@ class LlmInfo:
 
     `generation` counts the lives of the process. `reasons` say why each setting that the caller left open is what it
     is. `port` is None without a process, and 0 as long as a free one is not yet known. `offloaded` says that it makes
-    room for another engine, or has, and comes back by itself.
+    room for another engine, or has, and comes back by itself. `stop_reason` says why there is no process, None where
+    there is one, or one that starts or ends.
     """
 
     life: Snapshot[EngineConfig]
@@ -46,6 +49,7 @@ class LlmInfo:
     generation: int = 0
     reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     offloaded: bool = False
+    stop_reason: StopReason | None = None
 
 
 def llm_info(known: Known, snapshot: Snapshot[Launch], *, answers: bool, port: int | None, generation: int) -> LlmInfo:
@@ -58,6 +62,7 @@ def llm_info(known: Known, snapshot: Snapshot[Launch], *, answers: bool, port: i
         generation,
         known.decision.reasons if known.decision else MappingProxyType({}),
         known.offloaded,
+        _stop_reason(known, life),
     )
 
 
@@ -88,7 +93,7 @@ def _life(known: Known, snapshot: Snapshot[Launch]) -> Snapshot[EngineConfig]:
     config = known.decision.config if known.decision else None
     life: Snapshot[EngineConfig] = snapshot.with_config(config)
     if known.refusal is not None and not life.last_error:
-        life = replace(life, last_error=known.refusal.message)
+        life = replace(life, last_error=known.refusal.message, last_error_reason=known.refusal.reason)
     if known.stage is not Stage.AWAY or life.pid is not None:
         return life
     if life.state is State.STARTING:  # it waits for memory in the background
@@ -96,6 +101,12 @@ def _life(known: Known, snapshot: Snapshot[Launch]) -> Snapshot[EngineConfig]:
     if known.failure is not None:
         life = replace(life, event="reload_failed", last_error=known.failure.message)
     return life
+
+
+def _stop_reason(known: Known, life: Snapshot[EngineConfig]) -> StopReason | None:
+    if known.stage is Stage.DOWN and isinstance(known.refusal, InsufficientResourcesError):
+        return StopReason.REFUSED_FOR_MEMORY
+    return stop_reason(life, offloaded=known.offloaded)
 
 
 def _health(state: State, *, answers: bool) -> HealthState:

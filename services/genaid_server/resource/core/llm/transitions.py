@@ -8,23 +8,34 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from genaid_server.kit.errors import DomainError, ServerBusyError, ServerError
+from genaid_server.kit.errors import DomainError, ServerError
 from genaid_server.resource.core.llm import events as on
-from genaid_server.resource.core.llm.config import LlmRequest
 from genaid_server.resource.core.llm.events import RETRIES, Deciding, Effect, Event, Failure, Stage, State, Waiter
 from genaid_server.resource.core.llm.saved import SavedLlm
+from genaid_server.resource.core.llm.waiting import Next, answered, busy, refuse, tell_waiters, waiting
 from genaid_server.supervision.logbook import Level
 
 FOUND_ON_DISK: Final = "The resource manager ended without having stopped it."
-
-type Next = tuple[State, list[Effect]]
 
 
 def step(state: State, event: Event, now: float) -> Next:
     """What the owner knows after an event, and what is to be done. `now` is in seconds since the epoch."""
     after, effects = _follow(state, event, now)
-    after, answers = _tell_waiters(after)
+    after, answers = tell_waiters(after)
     return after, [*effects, *answers]
+
+
+def outdated(effect: Effect, state: State) -> bool:
+    """Whether an effect serves a direction that is over, and is to be ended; the end of a process never is."""
+    match effect:
+        case on.Decide(number):
+            return state.deciding is None or state.deciding.number != number
+        case on.Launch(number):
+            return number != state.launch
+        case on.SaveCaches(plan) | on.RestoreCaches(plan) | on.Wait(plan):
+            return plan != state.plan
+        case _:
+            return False
 
 
 def _follow(state: State, event: Event, now: float) -> Next:  # noqa: C901 - one line an event
@@ -45,7 +56,7 @@ def _follow(state: State, event: Event, now: float) -> Next:  # noqa: C901 - one
             return _decided(state, state.deciding, event)
         case on.Refused(number, error) if state.deciding is not None and state.deciding.number == number:
             refusal = error if state.stage is Stage.DOWN else state.refusal
-            return _answered(replace(state, deciding=None, refusal=refusal), number, error)
+            return answered(replace(state, deciding=None, refusal=refusal), number, error)
         case on.Renewed(launch, decision) if launch == state.launch:
             return replace(state, decision=decision), []
         case on.Granted(launch) if launch == state.launch and state.stage is Stage.AWAY:
@@ -78,35 +89,35 @@ def _follow(state: State, event: Event, now: float) -> Next:  # noqa: C901 - one
 
 def _start(state: State, command: on.Start) -> Next:
     if state.closing:
-        return _refuse(state, command.waiter, ServerError("The resource manager is shutting down."))
+        return refuse(state, command.waiter, ServerError("The resource manager is shutting down."))
     target = state.deciding.request if state.deciding is not None else state.wanted
     if target == command.request:
         return _join(state, command.waiter)
     if target is not None and not command.replace:
-        return _refuse(state, command.waiter, _busy(target))
+        return refuse(state, command.waiter, busy(target))
     number = state.newest + 1
     deciding = Deciding(number, command.request, command.replace)
     decided = replace(state, newest=number, deciding=deciding, refusal=None)
-    return _waiting(decided, command.waiter, number), [on.Decide(number, command.request, None)]
+    return waiting(decided, command.waiter, number), [on.Decide(number, command.request, None)]
 
 
 def _join(state: State, waiter: int) -> Next:
     """The same start is under way already, or done."""
     if state.deciding is not None:
-        return _waiting(state, waiter, state.deciding.number), []
+        return waiting(state, waiter, state.deciding.number), []
     if state.stage in (Stage.AWAY, Stage.GOING):  # somebody waits now: no more in the background
         after, effects = _launch(replace(state, stage=Stage.STARTING), background=False)
-        return _waiting(after, waiter, after.launch), effects
-    return _waiting(state, waiter, state.launch), []
+        return waiting(after, waiter, after.launch), effects
+    return waiting(state, waiter, state.launch), []
 
 
 def _restart(state: State, command: on.Restart) -> Next:
     if state.closing:
-        return _refuse(state, command.waiter, ServerError("The resource manager is shutting down."))
+        return refuse(state, command.waiter, ServerError("The resource manager is shutting down."))
     if state.deciding is not None:  # that begins anew in any case
-        return _waiting(state, command.waiter, state.deciding.number), []
+        return waiting(state, command.waiter, state.deciding.number), []
     if state.decision is None:
-        return _refuse(
+        return refuse(
             state,
             command.waiter,
             ServerError("The LLM engine has never been started. Start it with a model: genaid llm start MODEL"),
@@ -114,7 +125,7 @@ def _restart(state: State, command: on.Restart) -> Next:
     number, request = state.newest + 1, state.decision.request
     deciding = Deciding(number, request, replace=True, again=state.decision)
     decided = replace(state, newest=number, deciding=deciding, refusal=None)
-    return _waiting(decided, command.waiter, number), [on.Decide(number, request, state.decision)]
+    return waiting(decided, command.waiter, number), [on.Decide(number, request, state.decision)]
 
 
 def _stop(state: State, command: on.Stop) -> Next:
@@ -159,8 +170,7 @@ def _recover(state: State, command: on.Recover, now: float) -> Next:
 def _decided(state: State, deciding: Deciding, event: on.Decided) -> Next:
     request = state.wanted
     if request is not None and not deciding.replace:  # it came back by itself meanwhile
-        busy = _busy(request)
-        return _answered(replace(state, deciding=None), deciding.number, busy)
+        return answered(replace(state, deciding=None), deciding.number, busy(request))
     effects: list[Effect]
     if deciding.again is None:
         after, effects = _forgotten(state)
@@ -226,7 +236,7 @@ def _is_there(state: State, now: float) -> Next:
 
 
 def _failed(state: State, error: DomainError, now: float) -> Next:
-    after, answers = _answered(state, state.launch, error)
+    after, answers = answered(state, state.launch, error)
     if state.closing:
         return after, answers
     if not state.offloaded:
@@ -332,56 +342,6 @@ def _without_caches(state: State) -> Next:
         return state, []
     saved = replace(state.saved, offloaded_at=None, reason="", slots={})
     return replace(state, saved=saved), [on.DiscardCaches(saved.request.model_id), on.Keep(saved)]
-
-
-def _waiting(state: State, waiter: int, wish: int) -> State:
-    return replace(state, waiters=(*state.waiters, Waiter(waiter, wish))) if waiter else state
-
-
-def _refuse(state: State, waiter: int, error: DomainError) -> Next:
-    return state, [on.Answer(waiter, error)] if waiter else []
-
-
-def _answered(state: State, wish: int, error: DomainError) -> Next:
-    """Tell all who wait for a start what it failed with."""
-    told = [waiter for waiter in state.waiters if waiter.wish == wish and not waiter.until_gone]
-    others = tuple(waiter for waiter in state.waiters if waiter not in told)
-    return replace(state, waiters=others), [on.Answer(waiter.id, error) for waiter in told]
-
-
-def _tell_waiters(state: State) -> Next:
-    """Tell everybody whose wait is over."""
-    waiting: list[Waiter] = []
-    answers: list[Effect] = []
-    deciding = state.deciding.number if state.deciding is not None else -1
-    serves = state.stage in (Stage.RUNNING, Stage.LEAVING) and not state.crashed
-    for waiter in state.waiters:
-        if waiter.until_gone:
-            over, error = state.halted >= waiter.wish, None
-        elif waiter.wish == deciding or (waiter.wish == state.launch and not state.crashed):
-            over, error = serves and waiter.wish == state.launch, None
-        else:
-            over, error = True, _superseded(state)
-        if over:
-            answers.append(on.Answer(waiter.id, error))
-        else:
-            waiting.append(waiter)
-    return replace(state, waiters=tuple(waiting)), answers
-
-
-def _superseded(state: State) -> ServerError:
-    if state.stage is Stage.DOWN and state.deciding is None:
-        return ServerError("The LLM engine was stopped.")
-    if state.crashed:
-        return ServerError("The LLM engine ended unexpectedly.")
-    return ServerError("Another start of the LLM engine has taken the place of this one.")
-
-
-def _busy(running: LlmRequest) -> ServerBusyError:
-    return ServerBusyError(
-        f"The LLM engine already runs with {running.model_id} or other options; stop it first, or have it replaced "
-        "(genaid llm start --replace)."
-    )
 
 
 def _model_id(state: State) -> str:
