@@ -24,7 +24,7 @@ from bench.images import bare_engine
 from bench.llm import CONFIG, FREE_PORT, Engine, bare
 from bench.rows import Row, paired
 from bench.serving import Serving, serving
-from genaid_client import ResourceClient
+from genaid_client import Client
 from genaid_server.demo.models import write_diffusion
 
 MODELS: Final = Path(__file__).parent / "models"
@@ -65,9 +65,9 @@ class Chat(threading.Thread):
 def rows(folder: Path) -> Iterator[Row]:
     """The table's rows about engines beside each other."""
     llm_file, image_file = smollm2(), write_diffusion(folder / "together.gguf")
-    with serving(folder / "together data") as server, ResourceClient(server.resource) as client:
+    with serving(folder / "together data") as server, Client(resource=server.resource) as client:
         llm, _ = (_installed(client, server, file) for file in (llm_file, image_file))
-        engine = Engine.of(client.start_llm(llm, config=CONFIG, serving=FREE_PORT))
+        engine = Engine.of(client.llm.start(llm, config=CONFIG, serving=FREE_PORT))
         server.draw(**JOB)  # which loads the model
         with bare(llm_file, 2) as theirs:
             ratio = paired(lambda: _alone(engine.address), lambda: _alone(theirs.address), PAIRS)
@@ -97,11 +97,11 @@ def smollm2() -> Path:
     return file
 
 
-def _installed(client: ResourceClient, server: Serving, file: Path) -> str:
+def _installed(client: Client, server: Serving, file: Path) -> str:
     inbox = server.data_dir / "inbox"
     inbox.mkdir(exist_ok=True)
     shutil.copy(file, inbox)
-    return client.import_model(file.name, name=file.stem).id
+    return client.models.import_(file.name, name=file.stem).id
 
 
 def _alone(address: str) -> float:

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from genaid_server.resource.core.llm.info import HealthState
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -12,6 +11,7 @@ import genaid_server
 from genaid.common.v1 import engines_pb2, logs_pb2
 from genaid_server.common import convert
 from genaid_server.common.times import duration_to_pb, time_to_pb
+from genaid_server.resource.core.llm.info import HealthState
 from genaid_server.supervision.logbook import Level, LogRecord
 from genaid_server.supervision.stop_reason import StopReason
 from genaid_server.supervision.supervisor import State
