@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from genaid_server.gateway.http.errors import ApiError
-from genaid_server.gateway.images import openapi, rest
+from genaid_server.gateway.images import generation_request, openapi
 
 GOLDEN = Path(__file__).parent.parent.parent / "golden" / "rest"
 DOCUMENT: dict[str, Any] = json.loads(openapi.document())
@@ -149,7 +149,7 @@ def test_errors_below_openai_match_theirs() -> None:
     ],
 )
 def test_the_request_schema_takes_what_the_gateway_takes(body: dict[str, Any]) -> None:
-    assert rest.read_spec(json.dumps(body).encode())
+    assert generation_request.read_spec(json.dumps(body).encode())
     assert matches(body, named("GenerationRequest"))
 
 
@@ -170,7 +170,7 @@ def test_the_request_schema_takes_what_the_gateway_takes(body: dict[str, Any]) -
 )
 def test_the_request_schema_refuses_what_the_gateway_refuses(body: dict[str, Any]) -> None:
     with pytest.raises(ApiError):
-        rest.read_spec(json.dumps(body).encode())
+        generation_request.read_spec(json.dumps(body).encode())
     assert not matches(body, named("GenerationRequest"))
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
-from genaid_client import GenaidError, Generation, GenerationState, ImageInfo
+from genaid_client import GenaidError, Generation, GenerationSpec, GenerationState, ImageInfo
 from genaid_server.gateway.http.connection import HEADERS, JSON_HEADERS, Connection, error_response
 from genaid_server.gateway.http.errors import (
     NOT_FOUND,
@@ -24,7 +24,7 @@ from genaid_server.gateway.http.errors import (
     invalid,
 )
 from genaid_server.gateway.http.guard import is_loopback_host, is_trusted_origin
-from genaid_server.gateway.images import openapi, rest
+from genaid_server.gateway.images import rest
 from genaid_server.gateway.images.mirror import Mirror
 from genaid_server.gateway.llm import openai
 from genaid_server.kit.config import GatewayConfig
@@ -85,6 +85,19 @@ async def _no_such_route(_: web.Request) -> web.StreamResponse:
     raise _not_found()
 
 
+# Pydantic, on which these two rest, is imported when they are first needed: it would make every start longer.
+def _read_spec(body: bytes) -> GenerationSpec:
+    from genaid_server.gateway.images import generation_request
+
+    return generation_request.read_spec(body)
+
+
+def _description() -> bytes:
+    from genaid_server.gateway.images import openapi
+
+    return openapi.document()
+
+
 def _not_found() -> ApiError:
     return ApiError(404, NOT_FOUND, "Not found")
 
@@ -109,7 +122,6 @@ class _Api:
         self._allowed_origins = frozenset(config.allowed_origins)
         self._max_body_bytes = config.max_body_bytes
         self._heartbeat = heartbeat
-        self._openapi = openapi.document()
 
     def routes(self) -> dict[str, dict[str, Handler]]:
         """Every path, with a handler for each of its methods."""
@@ -127,7 +139,7 @@ class _Api:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/images/generations."""
-        spec = rest.read_spec(await self._read_body(request))
+        spec = _read_spec(await self._read_body(request))
         generation = await self._mirror.create(spec)
         location = f"/v1/images/generations/{generation.id}"
         return web.Response(status=201, body=rest.created(generation), headers={**JSON_HEADERS, "Location": location})
@@ -194,7 +206,7 @@ class _Api:
 
     async def describe(self, _: web.Request) -> web.StreamResponse:
         """GET /openapi.json."""
-        return web.Response(body=self._openapi, headers=JSON_HEADERS)
+        return web.Response(body=_description(), headers=JSON_HEADERS)
 
     def _passing_on(self, path: str) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:

@@ -1,12 +1,13 @@
 """The OpenAPI 3.1 document of the gateway: the request from its model, everything else written here."""
 
 import json
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 
 from genaid_client import Stage
 from genaid_server.gateway.http.errors import CODES
-from genaid_server.gateway.images.rest import MAX_COUNT, GenerationRequest
+from genaid_server.gateway.images.generation_request import MAX_COUNT, GenerationRequest
 from genaid_server.gateway.llm import openai
 
 type Schema = dict[str, Any]
@@ -23,6 +24,7 @@ _DESCRIPTION: Final = (
 )
 
 
+@cache
 def document() -> bytes:
     """The document, as JSON."""
     return json.dumps(_document(), separators=(",", ":")).encode()
