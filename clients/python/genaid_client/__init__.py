@@ -65,6 +65,7 @@ from genaid_client.types import (
 from genaid_client.types_llm import Llm, LlmEvent, LlmServing
 from genaid_client.types_orchestration import (
     Departure,
+    ImageModel,
     ImageNeed,
     ImagePlacement,
     ImagePlan,
@@ -135,6 +136,7 @@ __all__ = [
     "Image",
     "ImageClient",
     "ImageInfo",
+    "ImageModel",
     "ImageNeed",
     "ImagePlacement",
     "ImagePlan",

@@ -34,7 +34,7 @@ from genaid_client.types import (
     VerifyProgress,
 )
 from genaid_client.types_llm import Llm, LlmServing
-from genaid_client.types_orchestration import ImageNeed, ImagePlan, Lease, LeaseList, OffloadedLlm
+from genaid_client.types_orchestration import ImageModel, ImageNeed, ImagePlan, Lease, LeaseList, OffloadedLlm
 from genaid_client.types_system import LlmConfig, LlmRecommendation, MemorySnapshot, ModelCheck, SystemCapabilities
 
 
@@ -315,6 +315,16 @@ class ResourceClient(_Client):
     def clear_llm_logs(self) -> None:
         """Forget the LLM engine's log, in memory and on disk. Sequence numbers go on. Raises FileSystemError."""
         self._call(self._llm.ClearLogs, llm_pb2.ClearLogsRequest())
+
+    def resolve_image_model(self, model_id: str = "", *, tenant_id: str = "") -> ImageModel:
+        """Which diffusion model is meant by an id; where it is empty, by none.
+
+        `tenant_id` is of an image worker that will draw with it from now on. Raises ModelNotFoundError, also where no
+        model is named and there is none or more than one; InvalidRequestError.
+        """
+        message = convert_orchestration.resolve_request(model_id, tenant_id)
+        response = self._call(self._orchestration.ResolveImageModel, message)
+        return convert_orchestration.image_model_from_pb(response.model)
 
     def plan_image_generation(self, need: ImageNeed = ImageNeed()) -> ImagePlan:  # noqa: B008 - frozen
         """What making an image would take: whether the LLM would have to be offloaded for it, and why.
