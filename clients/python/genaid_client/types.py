@@ -296,7 +296,8 @@ class Engine:
 
     `pid` and `start_time` are None without a process, `load_seconds` before the first load. `keep_alive_seconds` is
     how long it stays loaded without work: 0 unloads after each image, negative never unloads. `load_percentage` is 0
-    to 100. `accepting` says whether a generation would be accepted where nothing runs.
+    to 100. `accepting` says whether a generation would be accepted where nothing runs, `model_chosen` whether somebody
+    has chosen the model; otherwise it is the default one, which is decided anew with each image.
     """
 
     state: ServerState
@@ -315,6 +316,7 @@ class Engine:
     last_event: str
     variant: str
     accepting: bool
+    model_chosen: bool = False
 
 
 class LogLevel(StrEnum):

@@ -7,9 +7,9 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid_server.image.core.engine import EngineInfo
-from genaid_server.image.core.generations import Generation, ImageInfo, State
-from genaid_server.image.core.process import EngineOptions
+from genaid_server.image.core.generation import Generation, ImageInfo, State
 from genaid_server.image.core.progress import Progress, Stage
+from genaid_server.image.core.settings import EngineOptions
 from genaid_server.image.core.spec import GenerationSpec, Sampler, choose_seed
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.supervision.logbook import Level, LogRecord
@@ -74,6 +74,7 @@ def engine_to_pb(info: EngineInfo) -> engine_pb2.Engine:
         last_event=life.event,
         variant=config.variant if config else "",
         accepting=info.accepting,
+        model_chosen=info.chosen,
     )
 
 

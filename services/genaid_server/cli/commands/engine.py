@@ -11,7 +11,6 @@ from genaid_client import (
     Generation,
     GenerationState,
     ImageClient,
-    InvalidRequestError,
     LogEntry,
     ResourceClient,
 )
@@ -61,9 +60,7 @@ def start(
     """Load a model; returns when it is loaded."""
     with ImageClient(find_server(data_dir, image=image).image) as client:
         chosen = model or client.get_engine().model_id
-        if not chosen:
-            raise InvalidRequestError("Which model? Choose one with --model ID; genaid models list shows them.")
-        with waiting_bar(f"loading {chosen}"):
+        with waiting_bar(f"loading {chosen or 'the default model'}"):
             started = client.start_engine(
                 chosen,
                 threads=threads,
@@ -155,7 +152,7 @@ def status(
 async def start_with_model(client: AsyncImageClient, model_id: str) -> None:
     """Select a model to draw with; one that is selected already keeps its settings."""
     now = await client.get_engine()
-    if now.model_id == model_id and now.accepting:
+    if now.model_id == model_id and now.model_chosen and now.accepting:
         return
     with waiting_bar(f"loading {model_id}"):
         await client.start_engine(model_id, replace=True)

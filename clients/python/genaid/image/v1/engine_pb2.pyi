@@ -191,6 +191,7 @@ class Engine(_message.Message):
     LAST_EVENT_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     ACCEPTING_FIELD_NUMBER: _builtins.int
+    MODEL_CHOSEN_FIELD_NUMBER: _builtins.int
     state: Global___ServerState.ValueType
     """Where it is in its life."""
     health: Global___Health.ValueType
@@ -198,7 +199,7 @@ class Engine(_message.Message):
     busy: _builtins.bool
     """Whether it is in the middle of an image."""
     model_id: _builtins.str
-    """The selected model; empty before the first one is selected."""
+    """The model that is loaded or being loaded, else the one that was chosen; empty where the next image decides."""
     pid: _builtins.int
     """Process id; absent without a process."""
     threads: _builtins.int
@@ -217,6 +218,8 @@ class Engine(_message.Message):
     """The variant of the runtime that computes, such as `cpu` or `cuda12`."""
     accepting: _builtins.bool
     """Whether a generation would be accepted where nothing runs: false after StopEngine."""
+    model_chosen: _builtins.bool
+    """Whether somebody has chosen the model. Otherwise it is the default one, which is decided anew with each image."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the process was started; absent without a process."""
@@ -252,10 +255,11 @@ class Engine(_message.Message):
         last_event: _builtins.str = ...,
         variant: _builtins.str = ...,
         accepting: _builtins.bool = ...,
+        model_chosen: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "keep_alive", b"keep_alive", "load_duration", b"load_duration", "options", b"options", "pid", b"pid", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "accepting", b"accepting", "busy", b"busy", "health", b"health", "keep_alive", b"keep_alive", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_id", b"model_id", "options", b"options", "pid", b"pid", "restarts", b"restarts", "start_time", b"start_time", "state", b"state", "threads", b"threads", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "accepting", b"accepting", "busy", b"busy", "health", b"health", "keep_alive", b"keep_alive", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_chosen", b"model_chosen", "model_id", b"model_id", "options", b"options", "pid", b"pid", "restarts", b"restarts", "start_time", b"start_time", "state", b"state", "threads", b"threads", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
     _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015
@@ -276,13 +280,17 @@ class StartEngineRequest(_message.Message):
     REPLACE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
-    """The model's id; it must be a diffusion model."""
+    """The model's id; it must be a diffusion model. It is used until another is chosen. Empty: the default one, which is
+    decided anew with each image: the configured one, else the only one that is installed.
+    """
     threads: _builtins.int
     """Threads to compute with: 1 to 512. Absent: chosen from the number of cores."""
     replace: _builtins.bool
     """Whether to stop an engine that runs with other settings first. It never interrupts an image."""
     request_id: _builtins.str
-    """Any text of the caller's, at most 128 characters. A start is idempotent by itself; the id is for the log."""
+    """Any text of the caller's, at most 128 characters. A repeat with the same one returns what the first start returned,
+    and starts nothing, also where the engine was stopped since. Empty: each call is a start of its own.
+    """
     @_builtins.property
     def options(self) -> Global___EngineOptions:
         """How to compute."""
