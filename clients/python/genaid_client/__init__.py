@@ -34,6 +34,7 @@ from genaid_client.types import (
     DownloadPhase,
     DownloadSpec,
     Engine,
+    EngineEvent,
     EngineOptions,
     FileProgress,
     FileVerification,
@@ -42,7 +43,7 @@ from genaid_client.types import (
     GenerationSpec,
     GenerationState,
     GgufMetadata,
-    Health,
+    HealthState,
     HuggingFaceSource,
     Image,
     ImageInfo,
@@ -59,10 +60,11 @@ from genaid_client.types import (
     ServerState,
     SourceType,
     Stage,
+    StopReason,
     Verification,
     VerifyProgress,
 )
-from genaid_client.types_llm import Llm, LlmEvent, LlmServing
+from genaid_client.types_llm import Llm, LlmServing
 from genaid_client.types_orchestration import (
     Departure,
     ImageModel,
@@ -93,6 +95,7 @@ from genaid_client.types_system import (
     Placement,
     Ram,
     Recommendations,
+    ServerVersion,
     SystemCapabilities,
 )
 
@@ -116,6 +119,7 @@ __all__ = [
     "DownloadPhase",
     "DownloadSpec",
     "Engine",
+    "EngineEvent",
     "EngineMemory",
     "EngineOptions",
     "FileProgress",
@@ -131,7 +135,7 @@ __all__ = [
     "Gpu",
     "GpuMemory",
     "GpuVendor",
-    "Health",
+    "HealthState",
     "HuggingFaceSource",
     "Image",
     "ImageClient",
@@ -149,7 +153,6 @@ __all__ = [
     "LeaseState",
     "Llm",
     "LlmConfig",
-    "LlmEvent",
     "LlmRecommendation",
     "LlmServing",
     "LogEntry",
@@ -178,8 +181,10 @@ __all__ = [
     "ServerBusyError",
     "ServerError",
     "ServerState",
+    "ServerVersion",
     "SourceType",
     "Stage",
+    "StopReason",
     "SystemCapabilities",
     "TenantKind",
     "Verification",

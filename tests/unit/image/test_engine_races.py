@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from genaid.image.v1 import generation_pb2
-from genaid_server.image.core.engine_state import StopReason
 from genaid_server.image.core.generation import Limits
 from genaid_server.image.core.generation import State as Progress
 from genaid_server.image.core.generations import Generations
 from genaid_server.image.core.progress import Calibration
 from genaid_server.image.servicers import GenerationServicer
 from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError, NotFoundError, ServerError
+from genaid_server.supervision.stop_reason import StopReason
 from genaid_server.supervision.supervisor import State
 from image_stage import DEAF, FAKE, SMALL, SPEC, drawing, finished, model_in, scene
 from worker import children

@@ -14,12 +14,12 @@ from genaid_server.image.core.engine_state import (
     ProspectCame,
     Ready,
     RoomCame,
-    StopReason,
     TimeUp,
 )
 from genaid_server.image.core.lease import Prospect, Size
 from genaid_server.image.core.settings import EngineOptions, Settings
 from genaid_server.kit.errors import DomainError
+from genaid_server.supervision.stop_reason import StopReason
 from genaid_server.supervision.supervisor import State
 from unit.image.engine_world import BROKEN, CHOICES, MODELS, NO_ROOM, SIZES, World
 
@@ -247,7 +247,8 @@ def test_a_load_that_was_left_ends_its_life_unless_a_start_waits_for_it() -> Non
         ("idle", State.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
         ("wanted back", State.STOPPED, StopReason.OFFLOADED),
         ("refused", State.STOPPED, StopReason.REFUSED_FOR_MEMORY),
-        ("no room", State.STOPPED, StopReason.OFFLOADED),
+        ("no room", State.STOPPED, StopReason.NEVER_STARTED),
+        ("no room, after a stop", State.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
         ("crash", State.CRASHED, StopReason.CRASHED),
         ("crash, then stop", State.STOPPED, StopReason.STOPPED),
         ("manager away", State.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
@@ -267,7 +268,10 @@ def test_why_it_does_not_run_is_known(course: str, state: State, reason: StopRea
             world.load(SIZES[0], MODELS[0])
             world.end(NO_ROOM)
             assert world.state.shown.last_error == NO_ROOM.message
-        case "no room":
+        case "no room" | "no room, after a stop":
+            if course != "no room":
+                world.stop()
+                world.settle()
             world.start(CHOICES[1], replace_running=False)
             world.prospect(answer=False, model=MODELS[0])
         case "manager away":

@@ -283,7 +283,7 @@ def _schemas() -> Schema:
         "Progress": _progress(),
         "Result": _result(_object(image=_BASE64, seed=_INTEGER, width=_INTEGER, height=_INTEGER)),
         "EventResult": _result(_object(url=_URL, seed=_INTEGER, width=_INTEGER, height=_INTEGER)),
-        "Failure": _object(message=_TEXT, code=_TEXT),
+        "Failure": _failure(),
         "Health": _object(status={"const": "ok"}, busy={"type": "boolean"}),
         "Error": _object(error=_error()),
         "OpenAiError": _object(error=_object(message=_TEXT, type=_TEXT, param={"type": "null"}, code=_code())),
@@ -377,6 +377,16 @@ def _open(properties: Schema, *required: str) -> Schema:
 
 def _code() -> Schema:
     return {"enum": list(CODES)}
+
+
+def _failure() -> Schema:
+    schema = _object(message=_TEXT | {"description": "For people."}, code=_TEXT)
+    schema["properties"]["details"] = {
+        "type": "object",
+        "additionalProperties": _TEXT,
+        "description": "Facts for programs, such as `required` and `available`; only where there are some.",
+    }
+    return schema
 
 
 def _error() -> Schema:

@@ -19,7 +19,6 @@ from genaid_server.image.core.engine_state import (
     LoadLeft,
     StartAsked,
     StopAsked,
-    StopReason,
     UseBegun,
     UseOver,
 )
@@ -32,6 +31,7 @@ from genaid_server.kit.request_ids import RequestIds, check_request_id
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
 from genaid_server.supervision.logbook import Level, Logbook
+from genaid_server.supervision.stop_reason import StopReason
 from genaid_server.supervision.supervisor import Snapshot, State
 from genaid_server.supervision.threads import default_threads
 

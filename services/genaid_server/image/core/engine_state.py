@@ -11,21 +11,11 @@ from typing import Final
 from genaid_server.image.core.lease import SMALLEST, Prospect, Size
 from genaid_server.image.core.settings import EngineOptions, ImageModel, Settings
 from genaid_server.kit.errors import DomainError
+from genaid_server.supervision.stop_reason import StopReason
 from genaid_server.supervision.supervisor import Snapshot
 
 NOBODY: Final = 0
 """The ticket of nobody."""
-
-
-class StopReason(Enum):
-    """Why there is no engine process."""
-
-    NEVER_STARTED = auto()
-    STOPPED = auto()
-    UNLOADED_WHEN_IDLE = auto()
-    OFFLOADED = auto()
-    REFUSED_FOR_MEMORY = auto()
-    CRASHED = auto()
 
 
 class LifeStage(Enum):

@@ -38,7 +38,6 @@ from genaid_server.image.core.engine_state import (
     StartAsked,
     StartStage,
     StopAsked,
-    StopReason,
     TimeUp,
     UseBegun,
     UseOver,
@@ -47,6 +46,7 @@ from genaid_server.image.core.engine_turn import Turn
 from genaid_server.image.core.lease import SMALLEST, Prospect
 from genaid_server.image.core.settings import ImageModel
 from genaid_server.kit.errors import DomainError, ServerBusyError, ServerError
+from genaid_server.supervision.stop_reason import StopReason
 from genaid_server.supervision.supervisor import State
 
 STOPPED = Ending("stopped", StopReason.STOPPED)
@@ -204,7 +204,8 @@ class _Turn(Turn):
         """A model is chosen that others would have to make room for: the first image loads it."""
         if self.state.shown.state is State.CRASHED:
             self._show(state=State.STOPPED, event="stopped")
-        self._change(stop_reason=StopReason.OFFLOADED)
+        if self.state.stop_reason not in (StopReason.NEVER_STARTED, StopReason.OFFLOADED):
+            self._change(stop_reason=StopReason.UNLOADED_WHEN_IDLE)  # it waits for work
 
     def _on_stop(self, stop: StopAsked) -> None:
         life = self.state.life
@@ -299,7 +300,8 @@ class _Turn(Turn):
 
     def _on_ready(self, seconds: float) -> None:
         self._change_life(stage=LifeStage.RUNNING)
-        self._show(state=State.RUNNING, last_error="", load_seconds=seconds, loaded=self.state.shown.to_load)
+        self._show(state=State.RUNNING, load_seconds=seconds, loaded=self.state.shown.to_load)
+        self._show(last_error="", last_error_reason="")
         self._happened("ready")
         self._change(idle_since=self.now)
         for start in self.state.starts:

@@ -19,11 +19,11 @@ from genaid_server.image.core.engine_state import (
     Note,
     Start,
     StartStage,
-    StopReason,
     Tell,
 )
 from genaid_server.image.core.settings import ImageModel
 from genaid_server.kit.errors import DomainError, InsufficientResourcesError
+from genaid_server.supervision.stop_reason import StopReason
 from genaid_server.supervision.supervisor import State
 
 
@@ -102,11 +102,12 @@ class Turn:
         reason = self.state.stop_reason
         if isinstance(error, InsufficientResourcesError):
             reason = StopReason.REFUSED_FOR_MEMORY
-        self._show_stopped(Ending("stopped", reason), error.message)
+        self._show_stopped(Ending("stopped", reason), error)
         self._fail(error)
 
     def _crashed(self, life: Life, error: DomainError) -> None:
-        self._show(state=State.CRASHED, pid=None, started_at=None, last_error=error.message)
+        self._show(state=State.CRASHED, pid=None, started_at=None)
+        self._show_error(error)
         self._change(stop_reason=StopReason.CRASHED)
         self._happened("crashed", error.message)
         if life.stage is LifeStage.STARTING:
@@ -121,13 +122,16 @@ class Turn:
             if load.stage is LoadStage.WAITING:
                 self._drop_load(load, error)
 
-    def _show_stopped(self, ending: Ending, error: str = "") -> None:
+    def _show_stopped(self, ending: Ending, error: DomainError | None = None) -> None:
         if self.state.shown.state is not State.STOPPED:
             self._show(state=State.STOPPED, pid=None, started_at=None)
-            if error:
-                self._show(last_error=error)
-            self._happened(ending.event, error)
+            if error is not None:
+                self._show_error(error)
+            self._happened(ending.event, error.message if error else "")
         self._change(stop_reason=ending.reason)
+
+    def _show_error(self, error: DomainError) -> None:
+        self._show(last_error=error.message, last_error_reason=error.reason)
 
     # --- who waits
 
