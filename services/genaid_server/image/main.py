@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
-from genaid_client import AsyncResourceClient
+from genaid_client import AsyncClient
 from genaid_server.image.core.engine import Engine
 from genaid_server.image.core.generation import Limits
 from genaid_server.image.core.generations import Generations
@@ -28,7 +28,7 @@ async def serve(config: Config, resource: str) -> AsyncIterator[Address]:
     calibration = Calibration(config.data_dir / "calibration.json")
     try:
         async with (
-            AsyncResourceClient(resource) as manager,
+            AsyncClient(resource=resource) as manager,
             Engine(
                 ResourceManager(manager),
                 logbook,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import genaid_client
-from genaid_client import AsyncResourceClient, ImageNeed
+from genaid_client import AsyncClient, ImageNeed
 from genaid_client import errors as client_errors
 from genaid_server.image.core.lease import Lease, LeaseState, ManagerAwayError, Need, Placement, Prospect, Size
 from genaid_server.image.core.settings import WHOLE, ImageModel
@@ -33,13 +33,13 @@ class ResourceManager:
     manager does; ServerError where it failed, as its ManagerAwayError where it does not answer.
     """
 
-    def __init__(self, client: AsyncResourceClient) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def resolve(self, model_id: str, tenant_id: str = "") -> ImageModel:
         """The model of an id, or the default one; with a `tenant_id`, that this is what that worker draws with."""
         try:
-            return _model(await self._client.resolve_image_model(model_id, tenant_id=tenant_id))
+            return _model(await self._client.orchestration.resolve_image_model(model_id, tenant_id=tenant_id))
         except client_errors.GenaidError as error:
             raise _refused(error, "for the model") from error
 
@@ -47,7 +47,7 @@ class ResourceManager:
         """What would happen if a lease were asked for now."""
         model = await self.resolve(need.model_id)  # a plan without a model is for the one that was chosen before
         try:
-            plan = await self._client.plan_image_generation(_image_need(need, model.id))
+            plan = await self._client.orchestration.plan_image_generation(_image_need(need, model.id))
         except client_errors.GenaidError as error:
             raise _refused(error) from error
         if not plan.possible:
@@ -63,7 +63,7 @@ class ResourceManager:
         """A lease and its changes."""
         asked = _image_need(need, need.model_id)
         try:
-            async with aclosing(self._client.hold_lease(tenant_id, asked, resident=resident)) as leases:
+            async with aclosing(self._client.orchestration.hold_lease(tenant_id, asked, resident=resident)) as leases:
                 async for lease in leases:
                     yield _lease(lease)
         except client_errors.GenaidError as error:
@@ -72,7 +72,7 @@ class ResourceManager:
     async def report_use(self, lease_id: str, size: Size, peak_ram_bytes: int) -> None:
         """Tell that a use of the engine has ended."""
         try:
-            await self._client.report_lease_use(
+            await self._client.orchestration.report_lease_use(
                 lease_id, width=size.width, height=size.height, peak_ram_bytes=peak_ram_bytes
             )
         except client_errors.GenaidError as error:
