@@ -87,7 +87,7 @@ async def test_a_default_in_memory_is_no_choice(tmp_path: Path, demo_models: Dem
         assert await drawn_with(worker) == "a"
 
 
-async def test_a_choice_is_kept_and_one_that_is_gone_is_told(tmp_path: Path, demo_models: DemoModels) -> None:
+async def test_a_choice_is_kept_for_as_long_as_its_model_is_there(tmp_path: Path, demo_models: DemoModels) -> None:
     async with image_worker(tmp_path, keep_alive_seconds=0) as worker:
         for name in ("a", "b"):
             await put(worker, demo_models.diffusion, name)
@@ -97,12 +97,10 @@ async def test_a_choice_is_kept_and_one_that_is_gone_is_told(tmp_path: Path, dem
         assert await drawn_with(worker) == "b"
         await unloaded(worker)
         await worker.client.models.delete("b")
-        with pytest.raises(ModelNotFoundError, match=r"'b' is not installed.*genaid engine start --model ID"):
-            await worker.client.images.create(TINY)
-        with pytest.raises(ModelNotFoundError, match="'b' is not installed"):
-            await worker.client.orchestration.plan_image_generation(NEED)
-        await worker.client.engine.start("")  # back to the default
         assert await drawn_with(worker) == "a"
+        assert not (await worker.client.engine.get()).model_chosen
+        log = await worker.client.engine.list_logs()
+        assert any("the default model draws from now on: Model 'b' is not installed" in entry.message for entry in log)
 
 
 async def test_a_model_that_was_imported_again_is_opened_where_it_lies_now(

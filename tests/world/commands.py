@@ -134,5 +134,5 @@ class Commands:
         if last is None:
             return ""
         if last.verb == "start_engine" and last.outcome is Outcome.ANSWERED:
-            return last.target
+            return last.target  # which ends with the model, where that is deleted
         return None

@@ -153,16 +153,18 @@ async def test_a_default_that_changes_while_a_generation_waits_is_the_new_one(tm
         assert (await finished(generations, second.id)).model_id == "other"
 
 
-async def test_a_choice_that_was_deleted_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+async def test_a_choice_ends_with_the_model_that_was_chosen(tmp_path: Path) -> None:
     async with scene(tmp_path, keep_alive=0) as stage, stage.generations() as generations:
         stage.manager.installed["other"] = model_in(tmp_path, "other")
         await stage.engine.start("tiny")
         await stage.until(State.STOPPED)
         assert stage.engine.info.value.stop_reason is StopReason.UNLOADED_WHEN_IDLE
         del stage.manager.installed["tiny"]
-        with pytest.raises(ModelNotFoundError, match="genaid engine start --model ID"):
+        stage.manager.installed["third"] = model_in(tmp_path, "third")
+        with pytest.raises(ModelNotFoundError, match="not just one"):
             await generations.create(SPEC)
-        assert await stage.engine.start("other") is not None
+        assert (stage.engine.info.value.chosen, stage.manager.announced[-1]) == (False, "")
+        del stage.manager.installed["third"]
         assert await complete(generations) == "other"
 
 

@@ -13,6 +13,7 @@ import psutil
 
 from genaid_server.image.core.engine_owner import EngineOwner, Told
 from genaid_server.image.core.engine_state import (
+    ChoiceGone,
     EngineState,
     JobStuck,
     LoadAsked,
@@ -23,7 +24,7 @@ from genaid_server.image.core.engine_state import (
     UseOver,
 )
 from genaid_server.image.core.engine_step import stopped_error
-from genaid_server.image.core.lease import NO_IMAGE, LeaseClient, ManagerAwayError, Size, choice_missing
+from genaid_server.image.core.lease import NO_IMAGE, LeaseClient, ManagerAwayError, Size
 from genaid_server.image.core.process import EngineProcess
 from genaid_server.image.core.settings import EngineOptions, ImageModel, Settings
 from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError
@@ -160,7 +161,8 @@ class Engine:
     async def next_model(self) -> ImageModel:
         """The model that the next generation is made with.
 
-        Raises ServerError where the engine was stopped or nobody can be asked; ModelNotFoundError where there is none.
+        A choice ends with the model that was chosen: whoever deletes that means another one. Raises ServerError where
+        the engine was stopped or nobody can be asked; ModelNotFoundError where there is none.
         """
         settings = self.settings
         in_memory = self._model_of(settings)
@@ -169,7 +171,11 @@ class Engine:
         try:
             return await self._manager.resolve(settings.model_id, self._tenant_id)
         except ModelNotFoundError as error:
-            raise choice_missing(settings, error) from error
+            if settings.is_default:
+                raise
+            self._logbook.append(Level.WARN, f"the default model draws from now on: {error.message}")
+            self._owner.post(ChoiceGone(settings))
+            return await self._manager.resolve("", self._tenant_id)
         except ManagerAwayError:
             if (in_memory := self._model_of(settings)) is None:
                 raise

@@ -154,6 +154,13 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoiceGone:
+    """The model that these settings chose is not installed any more."""
+
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
 class UseBegun:
     """A generation's turn begins: the engine is not unloaded, and not given another model."""
 
@@ -274,6 +281,7 @@ type Event = (
     StartAsked
     | ProspectCame
     | StopAsked
+    | ChoiceGone
     | UseBegun
     | UseOver
     | LoadAsked

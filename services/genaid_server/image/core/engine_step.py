@@ -11,6 +11,7 @@ from genaid_server.image.core.engine_state import (
     Announce,
     AskModel,
     AskProspect,
+    ChoiceGone,
     Died,
     Effect,
     Ended,
@@ -78,6 +79,9 @@ class _Turn(Turn):
                 self._on_prospect(ticket, answer)
             case StopAsked():
                 self._on_stop(event)
+            case ChoiceGone(settings) if settings == self.state.settings:
+                self._change(settings=settings.resolved(""))
+                self.effects.append(Announce(""))
             case UseBegun():
                 self._change(users=self.state.users + 1)
             case UseOver():

@@ -85,6 +85,8 @@ class ImageNeeds:
         """What would be asked for if an image were made now; where no model is named, with the one that the image
         worker was told to draw with. Raises what `request` raises."""
         chosen = self._choice.model_id if self._choice else ""
+        if not any(model.id == chosen for model in self._store.list(ModelType.DIFFUSION)):
+            chosen = ""  # a choice ends with the model that was chosen
         return await self.request(SOMEBODY, replace(need, model_id=need.model_id or chosen))
 
     async def request(self, tenant_id: str, need: ImageNeed, *, resident: bool = False) -> ImageLeaseRequest:
