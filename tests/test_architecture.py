@@ -46,7 +46,10 @@ RULES = [
     Rule("a client knows nothing of the server", r"genaid_client(\..*)?", ("genaid_server", "aiohttp")),
     Rule("generated code knows nothing of ours", r"genaid(\..*)?", ("genaid_server", "genaid_client")),
     Rule(
-        "the kit knows no service", r"genaid_server\.kit(\..*)?", ("genaid_server", "genaid", "genaid_client"), (KIT,)
+        "the kit knows no service; of the client only what a request is called, which both have to agree on",
+        r"genaid_server\.kit(\..*)?",
+        ("genaid_server", "genaid", "genaid_client"),
+        (KIT, "genaid_client.tracing"),
     ),
     Rule("in the kit, only rpc knows gRPC", r"genaid_server\.kit(?!\.rpc$)(\..*)?", (*GRPC, "aiohttp", RPC)),
     Rule("supervision knows no wire", r"genaid_server\.supervision(\..*)?", (*WIRE, RPC)),

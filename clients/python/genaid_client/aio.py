@@ -20,6 +20,7 @@ from genaid.resource.v1.system_pb2_grpc import SystemServiceStub
 from genaid_client import convert, convert_llm, convert_orchestration, convert_system
 from genaid_client.channel import OPTIONS, cut_off, typed_errors
 from genaid_client.messages import request
+from genaid_client.tracing import call_metadata
 from genaid_client.types import (
     Download,
     DownloadSpec,
@@ -72,7 +73,8 @@ class _AsyncClient:
         timeout: float | None = None,
     ) -> Response:
         with self._typed_errors():
-            return await method(message, timeout=self._timeout if timeout is None else timeout)
+            deadline = self._timeout if timeout is None else timeout
+            return await method(message, timeout=deadline, metadata=call_metadata())
 
     async def _stream[Request, Response, Item](
         self,
@@ -81,7 +83,7 @@ class _AsyncClient:
         unpack: Callable[[Response], Iterable[Item]],
         timeout: float | None = None,
     ) -> AsyncGenerator[Item, None]:
-        call = method(message, timeout=timeout)
+        call = method(message, timeout=timeout, metadata=call_metadata())
         try:
             with self._typed_errors():
                 async for response in call:

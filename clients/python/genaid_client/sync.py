@@ -18,6 +18,7 @@ from genaid.resource.v1.system_pb2_grpc import SystemServiceStub
 from genaid_client import convert, convert_llm, convert_orchestration, convert_system
 from genaid_client.channel import OPTIONS, typed_errors
 from genaid_client.messages import request
+from genaid_client.tracing import call_metadata
 from genaid_client.types import (
     Download,
     DownloadSpec,
@@ -69,7 +70,8 @@ class _Client:
         self, method: "grpc.UnaryUnaryMultiCallable[Request, Response]", message: Request, timeout: float | None = None
     ) -> Response:
         with typed_errors(self._address):
-            return method(message, timeout=self._timeout if timeout is None else timeout)
+            deadline = self._timeout if timeout is None else timeout
+            return method(message, timeout=deadline, metadata=call_metadata())
 
     def _stream[Request, Response, Item](
         self,
@@ -78,7 +80,7 @@ class _Client:
         unpack: Callable[[Response], Iterable[Item]],
         timeout: float | None = None,
     ) -> Generator[Item, None, None]:
-        call = method(message, timeout=timeout)
+        call = method(message, timeout=timeout, metadata=call_metadata())
         try:
             with typed_errors(self._address):
                 for response in call:

@@ -6,10 +6,12 @@ without the prefix are understood as well: IMAGE_RESULT_TTL_MS and IMAGE_CLEANUP
 """
 
 import json
+import logging
 import os
 import reprlib
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -61,6 +63,20 @@ def _absolute(path: Path) -> Path:
         raise ValueError(str(error)) from error
 
 
+class LogLevel(StrEnum):
+    """How grave a message must be to be logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def number(self) -> int:
+        """What logging calls it."""
+        return logging.getLevelNamesMapping()[self.upper()]
+
+
 # An instance, because pydantic would also build the dataclass from a table, past the checks of `parse`.
 type Listen = Annotated[InstanceOf[Address], BeforeValidator(_address), PlainSerializer(str)]
 type Strings = Annotated[tuple[str, ...], BeforeValidator(_strings)]
@@ -71,6 +87,15 @@ class Section(BaseModel):
     """A table of the configuration; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LogConfig(Section):
+    """What a service says of itself on stderr; on disk it is never less than info."""
+
+    level: LogLevel = LogLevel.INFO
+    """How grave a message of ours must be."""
+    libraries: LogLevel = LogLevel.WARNING
+    """How grave a message of a library must be."""
 
 
 class GatewayConfig(Section):
@@ -183,6 +208,7 @@ class Config(Section):
 
     data_dir: Directory = Field("", validate_default=True)
     """Where models, logs and calibration are kept; empty for the platform's own place."""
+    log: LogConfig = LogConfig()
     gateway: GatewayConfig = GatewayConfig()
     resource: ResourceConfig = ResourceConfig()
     memory: MemoryConfig = MemoryConfig()

@@ -39,6 +39,7 @@ from genaid_server.resource.core.system.machine import this_machine
 from genaid_server.resource.core.system.survey import Survey
 from genaid_server.resource.core.system.watching import MemoryWatches
 from genaid_server.resource.llm_http import EngineHttp
+from genaid_server.resource.log_lines import llm_logged
 from genaid_server.resource.remote.sources import open_remote
 from genaid_server.resource.servicers.downloads import DownloadServicer
 from genaid_server.resource.servicers.llm import LlmServicer
@@ -83,7 +84,10 @@ async def serve(config: Config) -> AsyncIterator[Manager]:
             needs = ImageNeeds(store, survey, budgets, usage, config.image.model)
             watches = MemoryWatches(survey.memory)
             headers = SourceHeaders(remote, config.downloads.stall_seconds)
-            async with Llm(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm:
+            async with (
+                Llm(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm,
+                llm_logged(llm.info),
+            ):
                 store.in_use = llm.use_of
 
                 def end_watches() -> None:

@@ -38,6 +38,7 @@ from genaid_server.resource.core.downloads.download import (
 from genaid_server.resource.core.downloads.installed import expected_checksum, find_installed
 from genaid_server.resource.core.downloads.job import Job, Surroundings
 from genaid_server.resource.core.downloads.journal import KEEP_ENDED, KEEP_SECONDS, FileRecord, Journal, Record
+from genaid_server.resource.core.downloads.log_lines import log_begin, log_end
 from genaid_server.resource.core.downloads.remote import HubFile, Remote
 from genaid_server.resource.core.downloads.retry import Pauses
 from genaid_server.resource.core.downloads.spec import checked, plan_files
@@ -257,6 +258,7 @@ class Downloads:
     async def _own(self, job: Job, beginning: "_Beginning | None") -> None:
         """All of a download's work; the one task that does any."""
         job.started = True
+        log_begin(job.record)
         error: DomainError | None = None
         try:
             await self._run(job, beginning)
@@ -303,6 +305,7 @@ class Downloads:
             elif error is not None and self._open:  # what fails because all is stopped is tried again another time
                 await job.end_failed(error)
         job.accepted.set()
+        log_end(job.record)
         await self._forget_old()
 
     async def _forget_old(self) -> None:
