@@ -6,7 +6,11 @@ from typing import Final
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from genaid_server.kit.log import CheapRecord
+
 log = logging.getLogger(__name__)
+
+_LIKE: Final = vars(log.makeRecord(log.name, logging.INFO, __file__, 0, "%s %s %s %.1f ms %d B", (), None))
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 RESPONSE: Final = web.RequestKey("response", web.StreamResponse)
@@ -33,6 +37,7 @@ def log_cut_off(request: web.BaseRequest, time: float) -> None:
 
 
 def _log(request: web.BaseRequest, status: str, time: float) -> None:
-    extra = {"request_id": request.get(REQUEST_ID, "")}
-    size = request.writer.output_size
-    log.info("%s %s %s %.1f ms %d B", request.method, request.path, status, time * 1000, size, extra=extra)
+    if log.isEnabledFor(logging.INFO):
+        size = request.writer.output_size
+        args = (request.method, request.path, status, time * 1000, size)
+        log.handle(CheapRecord(_LIKE, args, request.get(REQUEST_ID, "")))
