@@ -88,10 +88,16 @@ RULES = [
         (KIT, "genaid_server.gateway"),
     ),
     Rule(
-        "the command line is a client like any other",
-        r"genaid_server\.(?!cli\.commands\.up$)(cli|demo)(\..*)?",
+        "the command line is a client like any other; only completions speaks to an engine, which has HTTP alone",
+        r"genaid_server\.(?!cli\.(commands\.up|completions)$)(cli|demo)(\..*)?",
         (*GRPC, "aiohttp", "genaid", "genaid_server"),
         (KIT, "genaid_server.cli", "genaid_server.demo"),
+    ),
+    Rule(
+        "completions knows the engine's HTTP and no service",
+        r"genaid_server\.cli\.completions",
+        (*GRPC, "genaid", "genaid_server"),
+        (KIT, "genaid_server.cli"),
     ),
     Rule(
         "a host starts services by their main",
@@ -265,6 +271,9 @@ def test_there_is_something_to_check() -> None:
         ("genaid_server.cli.commands.generate", "from genaid_server.image.core.spec import GenerationSpec"),
         ("genaid_server.cli.commands.generate", "from genaid_server.image import main"),
         ("genaid_server.cli.commands.generate", "import grpc"),
+        ("genaid_server.cli.commands.chat", "import aiohttp"),
+        ("genaid_server.cli.completions", "import grpc"),
+        ("genaid_server.cli.completions", "from genaid_server.resource import llm_http"),
         ("genaid_server.cli.commands.up", "from genaid_server.image.core.engine import Engine"),
         ("genaid_server.cli.commands.up", "import grpc"),
         ("genaid_server.engines.image", "from genaid_server.image.core.spec import Sampler"),
@@ -294,6 +303,7 @@ def test_the_checker_finds_what_is_wrong(module: str, source: str) -> None:
             "genaid_server.cli.commands.up",
             "from genaid_server.image import main as image\nfrom genaid_server.cli import host",
         ),
+        ("genaid_server.cli.completions", "import aiohttp\nfrom genaid_client import GenaidError"),
         ("genaid_server.engines.image", "from genaid_server.kit import frames"),
         ("genaid_server.probes.nvidia", "from genaid_server.supervision.lifeline import take_pipes"),
         (
