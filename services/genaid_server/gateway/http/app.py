@@ -26,7 +26,7 @@ from genaid_server.gateway.http.errors import (
     invalid,
 )
 from genaid_server.gateway.http.guard import is_loopback_host, is_trusted_origin
-from genaid_server.gateway.images import openapi, rest
+from genaid_server.gateway.images import rest
 from genaid_server.gateway.images.mirror import Mirror
 from genaid_server.gateway.llm import openai
 from genaid_server.kit.config import GatewayConfig
@@ -112,7 +112,7 @@ class _Api:
         self._allowed_origins = frozenset(config.allowed_origins)
         self._max_body_bytes = config.max_body_bytes
         self._heartbeat = heartbeat
-        self._openapi = openapi.document()
+        self._openapi: bytes | None = None
 
     def routes(self) -> dict[str, dict[str, Handler]]:
         """Every path, with a handler for each of its methods."""
@@ -197,6 +197,8 @@ class _Api:
 
     async def describe(self, _: web.Request) -> web.StreamResponse:
         """GET /openapi.json."""
+        if self._openapi is None:
+            self._openapi = await asyncio.to_thread(_document)
         return web.Response(body=self._openapi, headers=JSON_HEADERS)
 
     def _passing_on(self, path: str) -> Handler:
@@ -314,6 +316,12 @@ async def _beat(response: web.StreamResponse, seconds: float) -> None:
             await response.write(b": alive\n\n")
     except ConnectionError:
         log.debug("the reader of an event stream left")
+
+
+def _document() -> bytes:
+    from genaid_server.gateway.images import openapi  # a start has no time for models that few ask for
+
+    return openapi.document()
 
 
 def _forbidden(message: str) -> ApiError:
