@@ -91,7 +91,7 @@ RULES = [
         "the command line is a client like any other; only completions speaks to an engine, which has HTTP alone",
         r"genaid_server\.(?!cli\.(commands\.up|completions)$)(cli|demo)(\..*)?",
         (*GRPC, "aiohttp", "genaid", "genaid_server"),
-        (KIT, "genaid_server.cli", "genaid_server.demo"),
+        (KIT, "genaid_server.cli", "genaid_server.demo", "genaid_server.settings"),
     ),
     Rule(
         "completions knows the engine's HTTP and no service",
@@ -109,7 +109,21 @@ RULES = [
             "genaid_server.gateway.main",
             "genaid_server.image.main",
             "genaid_server.resource.main",
+            "genaid_server.resource.config",
+            "genaid_server.settings",
         ),
+    ),
+    Rule(
+        "settings puts sections together, and knows nothing else of the services",
+        r"genaid_server\.settings",
+        (*WIRE, "genaid_server"),
+        (KIT, *(f"genaid_server.{service}.config" for service in ("gateway", "image", "resource"))),
+    ),
+    Rule(
+        "a section knows the kit alone",
+        r"genaid_server\.\w+\.config",
+        (*WIRE, "genaid_server"),
+        (KIT,),
     ),
 ]
 
@@ -272,6 +286,12 @@ def test_there_is_something_to_check() -> None:
         ("genaid_server.cli.commands.generate", "from genaid_server.image import main"),
         ("genaid_server.cli.commands.generate", "import grpc"),
         ("genaid_server.cli.commands.chat", "import aiohttp"),
+        ("genaid_server.settings", "from genaid_server.gateway.main import serve"),
+        ("genaid_server.settings", "from genaid_server.resource import core"),
+        ("genaid_server.image.main", "from genaid_server.settings import load"),
+        ("genaid_server.gateway.http.app", "from genaid_server import settings"),
+        ("genaid_server.kit.config", "from genaid_server.image.config import ImageConfig"),
+        ("genaid_server.resource.config", "from genaid_server.resource.core.store.model import Model"),
         ("genaid_server.cli.completions", "import grpc"),
         ("genaid_server.cli.completions", "from genaid_server.resource import llm_http"),
         ("genaid_server.cli.commands.up", "from genaid_server.image.core.engine import Engine"),
@@ -304,6 +324,8 @@ def test_the_checker_finds_what_is_wrong(module: str, source: str) -> None:
             "from genaid_server.image import main as image\nfrom genaid_server.cli import host",
         ),
         ("genaid_server.cli.completions", "import aiohttp\nfrom genaid_client import GenaidError"),
+        ("genaid_server.settings", "from genaid_server.image.config import ImageConfig"),
+        ("genaid_server.cli.connect", "from genaid_server.settings import load"),
         ("genaid_server.engines.image", "from genaid_server.kit import frames"),
         ("genaid_server.probes.nvidia", "from genaid_server.supervision.lifeline import take_pipes"),
         (

@@ -21,10 +21,11 @@ from fakes.llm_engine import ANYWHERE, LlmManager, engine
 from genaid_client import Llm, LlmConfig, LlmServing
 from genaid_server.demo.models import write_llm
 from genaid_server.gateway import main
+from genaid_server.gateway.config import GatewayConfig
 from genaid_server.gateway.llm import mirror as llm_mirror
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, GatewayConfig
 from genaid_server.kit.errors import ServerError
+from genaid_server.settings import Config
 from llm_service import PATIENCE, LlmService, ask, llm_service
 from worker import children
 

@@ -16,7 +16,7 @@ from aiohttp import encode_basic_auth, web
 
 from fakes.faulty_http import ServedFile
 from fakes.hub_server import HubServer
-from genaid_server.kit.config import DownloadsConfig
+from genaid_server.resource.config import DownloadsConfig
 from genaid_server.resource.core.downloads.remote import Item, RangeError, RemoteError, Resolved
 from genaid_server.resource.core.store.model import SourceType
 from genaid_server.resource.remote.http import MAX_REDIRECTS

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from genaid_server.cli.runfile import read_run_file
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, LogLevel, load
+from genaid_server.kit.config import LogLevel
+from genaid_server.settings import Config, load
 
 API_KEY: Final = "GENAID_LLM_API_KEY"
 """The environment variable with the key of the LLM engine's HTTP API."""

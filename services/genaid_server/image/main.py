@@ -10,6 +10,7 @@ from genaid_client import AsyncResourceClient, ImageNeed, Model, ModelType
 from genaid_client import Lease as ClientLease
 from genaid_client import LeaseState as ClientLeaseState
 from genaid_client import errors as client_errors
+from genaid_server.image.config import ImageConfig, ImageSettings
 from genaid_server.image.core.engine import Engine, InstalledModel
 from genaid_server.image.core.generations import Generations, Limits
 from genaid_server.image.core.process import WHOLE
@@ -18,7 +19,6 @@ from genaid_server.image.core.tenancy import LandlordAwayError, Lease, LeaseStat
 from genaid_server.image.servicers import EngineServicer, GenerationServicer
 from genaid_server.kit import errors, rpc
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, ImageConfig
 from genaid_server.supervision.logbook import Logbook
 
 _LEASE_STATES: Final = {
@@ -147,7 +147,7 @@ def _refused(error: client_errors.GenaidError) -> errors.DomainError:
 
 
 @asynccontextmanager
-async def serve(config: Config, resource: str) -> AsyncIterator[Address]:
+async def serve(config: ImageSettings, resource: str) -> AsyncIterator[Address]:
     """Run the image worker until the block ends; yields its address.
 
     `resource` is the resource manager's address. Raises PortInUseError.

@@ -22,7 +22,7 @@ from genaid.resource.v1 import (
 )
 from genaid_server.kit import rpc
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, DownloadsConfig, LlmConfig, MemoryConfig
+from genaid_server.resource.config import DownloadsConfig, LlmConfig, MemoryConfig, ResourceSettings
 from genaid_server.resource.core.downloads.download import DownloadLimits
 from genaid_server.resource.core.downloads.manager import Downloads
 from genaid_server.resource.core.downloads.source_header import SourceHeaders
@@ -66,7 +66,7 @@ class Manager:
 
 
 @asynccontextmanager
-async def serve(config: Config) -> AsyncIterator[Manager]:
+async def serve(config: ResourceSettings) -> AsyncIterator[Manager]:
     """Run the resource manager until the block ends. Raises PortInUseError, FileSystemError."""
     store = await ModelStore.open(config.data_dir)
     logbook = Logbook(config.data_dir / "logs" / "llm-engine.log")
@@ -145,7 +145,7 @@ async def _start_configured(llm: Llm, settings: LlmConfig) -> None:
         llm.start_later(LlmRequest(settings.model, serving=Serving(port=settings.port)))
 
 
-def _leases(config: Config, survey: Survey) -> Leases:
+def _leases(config: ResourceSettings, survey: Survey) -> Leases:
     return Leases(
         SurveyedMemory(survey, _budgets(config.memory)),
         reload_delay=config.llm.reload_delay_seconds,
@@ -160,7 +160,7 @@ def _service(
     return rpc.Service(full_name, lambda server: add(servicer, server))
 
 
-def _llm_settings(config: Config) -> LlmSettings:
+def _llm_settings(config: ResourceSettings) -> LlmSettings:
     settings = config.llm
     return LlmSettings(
         data_dir=config.data_dir,

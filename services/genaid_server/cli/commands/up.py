@@ -13,8 +13,9 @@ from genaid_server.cli.runfile import Endpoints
 from genaid_server.gateway import main as gateway_service
 from genaid_server.image import main as image_service
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import LlmConfig, load
 from genaid_server.resource import main as resource_service
+from genaid_server.resource.config import LlmConfig
+from genaid_server.settings import load
 
 app = typer.Typer(rich_markup_mode=None)
 

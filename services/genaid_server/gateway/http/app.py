@@ -12,6 +12,7 @@ from aiohttp.http import HttpProcessingError
 
 from genaid_client import GenaidError, Generation, GenerationState, ImageInfo
 from genaid_client.tracing import accepted_request_id, set_request_id
+from genaid_server.gateway.config import GatewayConfig
 from genaid_server.gateway.http import access
 from genaid_server.gateway.http.connection import HEADERS, JSON_HEADERS, Connection, error_response
 from genaid_server.gateway.http.errors import (
@@ -29,7 +30,6 @@ from genaid_server.gateway.http.guard import is_loopback_host, is_trusted_origin
 from genaid_server.gateway.images import rest
 from genaid_server.gateway.images.mirror import Mirror
 from genaid_server.gateway.llm import openai
-from genaid_server.kit.config import GatewayConfig
 
 log = logging.getLogger(__name__)
 

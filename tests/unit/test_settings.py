@@ -14,10 +14,11 @@ from platformdirs import user_data_path
 from pydantic import ValidationError
 
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, Section, load
+from genaid_server.kit.config import Section
 from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.settings import Config, load
 
-EXAMPLE = Path(__file__).parents[3] / "genaid.example.toml"
+EXAMPLE = Path(__file__).parents[2] / "genaid.example.toml"
 
 type WriteToml = Callable[[str], Path]
 
