@@ -8,6 +8,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import lru_cache
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -17,6 +19,17 @@ LIMIT: Final = 10_000
 """Lines that may wait to be written."""
 CHUNK: Final = 1000
 """Lines of one write."""
+
+
+def stamp(seconds: float) -> str:
+    """A time since the epoch as lines have it: ISO 8601 in UTC, with milliseconds."""
+    milliseconds = round(seconds * 1000)
+    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:  # many lines share it
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 class LineWriter:

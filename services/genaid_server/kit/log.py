@@ -10,8 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from functools import lru_cache
 from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +18,7 @@ from typing import Final, Self
 from filelock import FileLock, Timeout
 
 from genaid_client.tracing import current_request_id
-from genaid_server.kit.line_writer import LineWriter, RotatingFile
+from genaid_server.kit.line_writer import LineWriter, RotatingFile, stamp
 
 OURS: Final = ("genaid_server", "genaid_client")
 ACCESS: Final = "genaid_server.gateway.http.access"
@@ -45,21 +43,13 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line (called by logging)."""
-        seconds = int(record.created)
-        stamp = f"{_second(seconds)}.{int((record.created - seconds) * 1000):03}"
         level = _LEVELS.get(record.levelno, f"{record.levelname:<5}")
         request_id = getattr(record, "request_id", "") or current_request_id() or "-"
         name = record.name.removeprefix("genaid_server.")
-        line = f"[{stamp}Z] [{level}] [{request_id}] {name}: {_on_one_line(record.getMessage())}"
+        line = f"[{stamp(record.created)}] [{level}] [{request_id}] {name}: {_on_one_line(record.getMessage())}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
-
-
-@lru_cache(maxsize=2)
-def _second(seconds: int) -> str:
-    """The time of a second since the epoch, which many lines share."""
-    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 def _on_one_line(text: str) -> str:

@@ -11,13 +11,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
 from genaid_server.kit.errors import FileSystemError, InvalidRequestError
-from genaid_server.kit.line_writer import LineWriter, RotatingFile
+from genaid_server.kit.line_writer import LineWriter, RotatingFile, stamp
 
 MAX_LINE: Final = 8192
 DEFAULT_LINES: Final = 100
@@ -44,8 +43,7 @@ class LogRecord:
     message: str
 
     def __str__(self) -> str:
-        stamp = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return f"[{stamp}] [{self.level.name:<5}] {self.message}"
+        return f"[{stamp(self.time)}] [{self.level.name:<5}] {self.message}"
 
 
 def lines_asked(lines: int | None) -> int:
