@@ -17,6 +17,7 @@ MAX_LINES, MAX_TEST_LINES = 600, 800
 
 GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google")
 WIRE = (*GRPC, "aiohttp", "genaid", "genaid_client")
+COMMON = "genaid_server.common"
 KIT, RPC, SUPERVISION = "genaid_server.kit", "genaid_server.kit.rpc", "genaid_server.supervision"
 HOSTS = ("genaid_server.cli.commands.up",)
 """The modules of the command line that start services."""
@@ -54,6 +55,14 @@ RULES = [
     Rule("in the kit, only rpc knows gRPC", r"genaid_server\.kit(?!\.rpc$)(\..*)?", (*GRPC, "aiohttp", RPC)),
     Rule("supervision knows no wire", r"genaid_server\.supervision(\..*)?", (*WIRE, RPC)),
     Rule("supervision rests on the kit", r"genaid_server\.supervision(\..*)?", ("genaid_server",), (KIT, SUPERVISION)),
+    Rule(
+        "what servicers have in common serves all of them, and knows none",
+        r"genaid_server\.common(\..*)?",
+        ("genaid_server", "genaid.image", "genaid.resource", "genaid_client", "aiohttp"),
+        (KIT, SUPERVISION, COMMON),
+    ),
+    Rule("convert is below servicers", r"genaid_server\.common\.(convert|times)", (f"{COMMON}.logs",)),
+    Rule("only main wires", r"genaid_server\.common(\..*)?", (RPC,)),
     Rule("a core knows no wire", r"genaid_server\.\w+\.core(\..*)?", (*WIRE, RPC)),
     Rule(
         "a core rests on the kit",
@@ -70,7 +79,7 @@ RULES = [
         "services meet over the wire",
         r"genaid_server\.(resource|image)(\..*)?",
         ("genaid_server",),
-        (KIT, SUPERVISION, "{room}"),
+        (KIT, SUPERVISION, COMMON, "{room}"),
     ),
     Rule("convert is below servicers", r"genaid_server\.\w+\.convert(\..*)?", ("{room}.servicers", "{room}.main")),
     Rule("only main wires", r"genaid_server\.\w+\.servicers(\..*)?", ("{room}.main", RPC)),
@@ -252,6 +261,12 @@ def test_there_is_something_to_check() -> None:
         ("genaid_server.image.core.engine", "from genaid_server.image.servicers import EngineServicer"),
         ("genaid_server.image.core.engine", "from genaid_server.resource.core import models"),
         ("genaid_server.image.core.engine", "from .. import convert"),
+        ("genaid_server.image.core.engine", "from genaid_server.common.times import time_to_pb"),
+        ("genaid_server.common.logs", "from genaid_server.image.core.engine import Engine"),
+        ("genaid_server.common.logs", "from genaid.resource.v1 import llm_pb2"),
+        ("genaid_server.common.logs", "from genaid_server.kit.rpc import serve"),
+        ("genaid_server.common.convert", "from genaid_server.common.logs import LogServicer"),
+        ("genaid_server.supervision.child", "from genaid_server.common import convert"),
         ("genaid_server.image.core.engine", "def late():\n    import grpc"),
         ("genaid_server.image.core.engine", "if TYPE_CHECKING:\n    import grpc"),
         ("genaid_server.resource.core.formats.headers", "from genaid_server.resource.core.store.model import Model"),
@@ -316,6 +331,8 @@ def test_the_checker_finds_what_is_wrong(module: str, source: str) -> None:
             "genaid_server.image.main",
             "from genaid_client import AsyncResourceClient\nfrom genaid_server.kit import rpc",
         ),
+        ("genaid_server.image.servicers", "from genaid_server.common.logs import LogServicer"),
+        ("genaid_server.common.convert", "from genaid.common.v1 import logs_pb2\nfrom . import times"),
         ("genaid_server.kit.rpc", "import grpc\nfrom google.rpc import status_pb2\nfrom .errors import DomainError"),
         ("genaid_client.aio", "import grpc.aio\nfrom genaid.image.v1 import engine_pb2"),
         ("genaid_server.gateway.http.app", "from aiohttp import web\nfrom genaid_client import AsyncImageClient"),

@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 import genaid_client
 from contract.faces import IMAGE, RESOURCE, Connect, Face
 from contract.scripted import Flag, Script, serve
+from genaid.common.v1 import engines_pb2, logs_pb2
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.resource.v1 import models_pb2
 from genaid_client import (
@@ -38,7 +39,11 @@ from genaid_client import (
     Sampler,
     ServerState,
     errors,
+    types_common,
+    types_downloads,
+    types_images,
     types_llm,
+    types_models,
     types_orchestration,
     types_system,
 )
@@ -87,10 +92,13 @@ def test_both_faces_have_the_same_methods() -> None:
     assert methods(AsyncResourceClient) == methods(ResourceClient)
 
 
+TYPES = (types_common, types_downloads, types_images, types_llm, types_models, types_orchestration, types_system)
+
+
 def test_everything_is_exported() -> None:
     public = {
         name
-        for module in (errors, genaid_client.types, types_llm, types_orchestration, types_system)
+        for module in (errors, *TYPES)
         for name, value in vars(module).items()
         if inspect.isclass(value) and value.__module__ == module.__name__
     }
@@ -170,7 +178,7 @@ async def test_delete_model(resource: Connect, script: Script, address: str) -> 
 
 async def test_start_sends_what_it_was_given(image: Connect, script: Script, address: str) -> None:
     script.steps["StartEngine"] = [
-        engine_pb2.StartEngineResponse(engine=engine_pb2.Engine(state=engine_pb2.SERVER_STATE_RUNNING))
+        engine_pb2.StartEngineResponse(engine=engine_pb2.Engine(state=engines_pb2.SERVER_STATE_RUNNING))
     ]
     async with image(address) as client:
         engine = await client.call(
@@ -213,7 +221,7 @@ async def test_keep_alive_of_zero_is_not_absent(image: Connect, script: Script, 
 
 @pytest.mark.parametrize(("method", "rpc"), [("stop_engine", "StopEngine"), ("get_engine", "GetEngine")])
 async def test_the_engine_is_returned(image: Connect, script: Script, address: str, method: str, rpc: str) -> None:
-    engine = engine_pb2.Engine(model_id="tiny", state=engine_pb2.SERVER_STATE_STOPPED)
+    engine = engine_pb2.Engine(model_id="tiny", state=engines_pb2.SERVER_STATE_STOPPED)
     script.steps[rpc] = [getattr(engine_pb2, f"{rpc}Response")(engine=engine)]
     async with image(address) as client:
         result = await client.call(method)
@@ -229,7 +237,7 @@ async def test_watching_the_engine_ends_with_the_stream(image: Connect, script: 
 
 
 async def test_logs(image: Connect, script: Script, address: str) -> None:
-    entries = [engine_pb2.LogEntry(sequence=number) for number in range(3)]
+    entries = [logs_pb2.LogEntry(sequence=number) for number in range(3)]
     script.steps["ListLogs"] = [engine_pb2.ListLogsResponse(entries=entries)]
     script.steps["TailLogs"] = [
         engine_pb2.TailLogsResponse(entries=entries[:2]),
@@ -669,7 +677,7 @@ async def test_other_arguments_that_no_message_can_hold(image: Connect, resource
 
 ABANDONABLE = {
     "watch_engine": ("WatchEngine", engine_pb2.WatchEngineResponse(), ()),
-    "tail_engine_logs": ("TailLogs", engine_pb2.TailLogsResponse(entries=[engine_pb2.LogEntry()]), ()),
+    "tail_engine_logs": ("TailLogs", engine_pb2.TailLogsResponse(entries=[logs_pb2.LogEntry()]), ()),
     "watch_generation": ("WatchGeneration", generation_pb2.WatchGenerationResponse(), ("g",)),
     "generate": (
         "GenerateImages",

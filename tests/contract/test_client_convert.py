@@ -15,9 +15,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from genaid.common.v1 import engines_pb2, logs_pb2
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, orchestration_pb2, system_pb2
-from genaid_client import convert, convert_llm, convert_system, types_llm, types_orchestration, types_system
+from genaid_client import (
+    convert,
+    convert_common,
+    convert_llm,
+    convert_system,
+    types_llm,
+    types_orchestration,
+    types_system,
+)
 from genaid_client.messages import LONGEST
 from genaid_client.types import (
     Component,
@@ -27,6 +36,7 @@ from genaid_client.types import (
     DownloadPhase,
     DownloadSpec,
     Engine,
+    EngineEvent,
     EngineOptions,
     FileProgress,
     FileVerification,
@@ -35,7 +45,7 @@ from genaid_client.types import (
     GenerationSpec,
     GenerationState,
     GgufMetadata,
-    Health,
+    HealthState,
     HuggingFaceSource,
     ImageInfo,
     LogEntry,
@@ -51,6 +61,7 @@ from genaid_client.types import (
     ServerState,
     SourceType,
     Stage,
+    StopReason,
     Verification,
     VerifyProgress,
 )
@@ -293,8 +304,8 @@ def test_a_raw_header(text: str, header: dict[str, object]) -> None:
 
 def test_a_whole_engine() -> None:
     message = engine_pb2.Engine(
-        state=engine_pb2.SERVER_STATE_CRASHED,
-        health=engine_pb2.HEALTH_ERROR,
+        state=engines_pb2.SERVER_STATE_CRASHED,
+        health=engines_pb2.HEALTH_STATE_ERROR,
         busy=True,
         model_id="tiny",
         pid=0,
@@ -306,13 +317,14 @@ def test_a_whole_engine() -> None:
         restarts=3,
         last_error="killed",
         load_percentage=50.5,
-        last_event="crashed",
         variant="cpu",
         accepting=True,
+        last_event=engines_pb2.ENGINE_EVENT_CRASHED,
+        stop_reason=engines_pb2.STOP_REASON_REFUSED_FOR_MEMORY,
     )
     assert convert.engine_from_pb(message) == Engine(
         state=ServerState.CRASHED,
-        health=Health.ERROR,
+        health=HealthState.ERROR,
         busy=True,
         model_id="tiny",
         pid=0,
@@ -324,9 +336,10 @@ def test_a_whole_engine() -> None:
         restarts=3,
         last_error="killed",
         load_percentage=50.5,
-        last_event="crashed",
+        last_event=EngineEvent.CRASHED,
         variant="cpu",
         accepting=True,
+        stop_reason=StopReason.REFUSED_FOR_MEMORY,
     )
 
 
@@ -336,11 +349,11 @@ def test_an_engine_without_a_process() -> None:
 
 
 def test_a_log_entry() -> None:
-    message = engine_pb2.LogEntry(
-        sequence=2**40, time=Timestamp(seconds=2), level=engine_pb2.LOG_LEVEL_WARN, message="slow"
+    message = logs_pb2.LogEntry(
+        sequence=2**40, time=Timestamp(seconds=2), level=logs_pb2.LOG_LEVEL_WARN, message="slow", raw="[then] slow"
     )
     when = datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC)
-    assert convert.log_entry_from_pb(message) == LogEntry(2**40, when, LogLevel.WARN, "slow")
+    assert convert_common.log_entry_from_pb(message) == LogEntry(2**40, when, LogLevel.WARN, "slow", "[then] slow")
 
 
 def test_a_complete_generation() -> None:
@@ -387,9 +400,11 @@ def test_a_pending_and_a_failed_generation() -> None:
     assert (pending.state, pending.queue_position) == (GenerationState.PENDING, 2)
     assert (pending.progress, pending.error, pending.images, pending.expire_time) == (None, None, (), None)
     failed = convert.generation_from_pb(
-        generation_pb2.Generation(error=generation_pb2.GenerationError(code="BACKEND_ERROR", message="died"))
+        generation_pb2.Generation(
+            error=generation_pb2.GenerationError(code="BACKEND_ERROR", message="died", facts={"a": "b"})
+        )
     )
-    assert failed.error == GenerationFailure("BACKEND_ERROR", "died")
+    assert failed.error == GenerationFailure("BACKEND_ERROR", "died", {"a": "b"})
 
 
 CONVERSIONS: list[tuple[Callable[[Any], Any], Descriptor]] = [
@@ -397,15 +412,15 @@ CONVERSIONS: list[tuple[Callable[[Any], Any], Descriptor]] = [
     (convert.verify_progress_from_pb, models_pb2.VerifyModelResponse.DESCRIPTOR),
     (convert.download_from_pb, downloads_pb2.Download.DESCRIPTOR),
     (convert.engine_from_pb, engine_pb2.Engine.DESCRIPTOR),
-    (convert.log_entry_from_pb, engine_pb2.LogEntry.DESCRIPTOR),
+    (convert_common.log_entry_from_pb, logs_pb2.LogEntry.DESCRIPTOR),
     (convert.generation_from_pb, generation_pb2.Generation.DESCRIPTOR),
     (convert_system.capabilities_from_pb, system_pb2.SystemCapabilities.DESCRIPTOR),
     (convert_system.memory_from_pb, system_pb2.MemorySnapshot.DESCRIPTOR),
+    (convert_system.version_from_pb, system_pb2.GetVersionResponse.DESCRIPTOR),
     (convert_system.check_from_pb, system_pb2.CheckModelResponse.DESCRIPTOR),
     (convert_system.recommendation_from_pb, system_pb2.RecommendLlmConfigResponse.DESCRIPTOR),
     (convert_system.llm_config_from_pb, system_pb2.LlmConfig.DESCRIPTOR),
     (convert_llm.llm_from_pb, llm_pb2.Llm.DESCRIPTOR),
-    (convert_llm.log_entry_from_pb, llm_pb2.LogEntry.DESCRIPTOR),
 ]
 
 
@@ -487,7 +502,7 @@ def _in_oneof(field: Any) -> bool:
         (GgufMetadata, models_pb2.GgufMetadata),
         (Engine, engine_pb2.Engine),
         (EngineOptions, engine_pb2.EngineOptions),
-        (LogEntry, llm_pb2.LogEntry),
+        (LogEntry, logs_pb2.LogEntry),
         (types_llm.Llm, llm_pb2.Llm),
         (types_llm.LlmServing, llm_pb2.LlmServing),
         (Generation, generation_pb2.Generation),
@@ -506,6 +521,7 @@ def _in_oneof(field: Any) -> bool:
         (types_system.MemoryNeed, system_pb2.MemoryNeed),
         (types_system.Footprint, system_pb2.Footprint),
         (types_system.LlmConfig, system_pb2.LlmConfig),
+        (types_system.ServerVersion, system_pb2.GetVersionResponse),
         (types_system.ModelCheck, system_pb2.CheckModelResponse),
         (types_system.LlmRecommendation, system_pb2.RecommendLlmConfigResponse),
         (types_orchestration.ImageNeed, orchestration_pb2.ImageNeed),
@@ -522,11 +538,6 @@ def test_results_have_every_field_of_their_messages(kind: Any, message: type[Mes
     assert {field.name for field in dataclasses.fields(kind)} == told
 
 
-def test_a_log_line_of_the_image_engine_has_all_but_the_raw_one() -> None:
-    told = {field.name for field in engine_pb2.LogEntry.DESCRIPTOR.fields}
-    assert {field.name for field in dataclasses.fields(LogEntry)} == told | {"raw"}
-
-
 @pytest.mark.parametrize(
     ("members", "wrapper"),
     [
@@ -537,13 +548,11 @@ def test_a_log_line_of_the_image_engine_has_all_but_the_raw_one() -> None:
         (MetadataStrategy, models_pb2.MetadataStrategy),
         (Verification, models_pb2.Verification),
         (DownloadPhase, downloads_pb2.DownloadPhase),
-        (ServerState, engine_pb2.ServerState),
-        (Health, engine_pb2.Health),
-        (LogLevel, engine_pb2.LogLevel),
-        (ServerState, llm_pb2.ServerState),
-        (Health, llm_pb2.Health),
-        (LogLevel, llm_pb2.LogLevel),
-        (types_llm.LlmEvent, llm_pb2.LlmEvent),
+        (ServerState, engines_pb2.ServerState),
+        (StopReason, engines_pb2.StopReason),
+        (HealthState, engines_pb2.HealthState),
+        (EngineEvent, engines_pb2.EngineEvent),
+        (LogLevel, logs_pb2.LogLevel),
         (GenerationState, generation_pb2.GenerationState),
         (Stage, generation_pb2.Stage),
         (Sampler, generation_pb2.Sampler),
@@ -572,9 +581,12 @@ def test_a_number_that_is_not_known_has_its_documented_meaning(number: Any) -> N
     assert convert.model_from_pb(models_pb2.Model(files=[file])).files[0].component is None
     assert convert.verify_progress_from_pb(models_pb2.VerifyModelResponse(result=number)).result is None
     assert convert.download_from_pb(downloads_pb2.Download(phase=number)).phase is DownloadPhase.DOWNLOADING
-    engine = convert.engine_from_pb(engine_pb2.Engine(state=number, health=number))
-    assert (engine.state, engine.health) == (ServerState.STARTING, Health.UNKNOWN)
-    assert convert.log_entry_from_pb(engine_pb2.LogEntry(level=number)).level is LogLevel.INFO
+    engine = convert.engine_from_pb(
+        engine_pb2.Engine(state=number, health=number, last_event=number, stop_reason=number)
+    )
+    assert (engine.state, engine.health) == (ServerState.STARTING, HealthState.UNKNOWN)
+    assert (engine.last_event, engine.stop_reason) == (None, None)
+    assert convert_common.log_entry_from_pb(logs_pb2.LogEntry(level=number)).level is LogLevel.INFO
     generation = convert.generation_from_pb(
         generation_pb2.Generation(
             state=number,

@@ -7,6 +7,7 @@ import pytest
 
 from contract.faces import Connect
 from contract.scripted import Flag, Script, Step
+from genaid.image.v1 import generation_pb2
 from genaid.resource.v1 import downloads_pb2, models_pb2
 from genaid_client import (
     ChecksumError,
@@ -17,6 +18,7 @@ from genaid_client import (
     DownloadSpec,
     GenaidError,
     HuggingFaceSource,
+    InsufficientResourcesError,
     InvalidRequestError,
     MetadataStrategy,
     ModelNotFoundError,
@@ -275,6 +277,21 @@ def test_a_code_of_a_newer_server_keeps_its_name() -> None:
         raise_for_failure(failed("QUOTA_EXCEEDED"))
     assert type(raised.value) is GenaidError
     assert raised.value.reason == "QUOTA_EXCEEDED"
+
+
+def test_so_does_a_failed_generation() -> None:
+    error = generation_pb2.GenerationError(
+        code="INSUFFICIENT_RESOURCES", message="It is too large.", facts={"required": "2", "available": "1"}
+    )
+    generation = generation_pb2.Generation(state=generation_pb2.GENERATION_STATE_ERROR, error=error)
+    with pytest.raises(InsufficientResourcesError, match="too large") as raised:
+        raise_for_failure(convert.generation_from_pb(generation))
+    assert raised.value.metadata == {"required": "2", "available": "1"}
+
+
+@pytest.mark.parametrize("state", generation_pb2.GenerationState.values())
+def test_any_other_generation_raises_nothing(state: Any) -> None:
+    raise_for_failure(convert.generation_from_pb(generation_pb2.Generation(state=state)))
 
 
 @pytest.mark.parametrize("phase", downloads_pb2.DownloadPhase.values())

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 
 from contract.faces import Connect
 from contract.scripted import Flag, Script
-from genaid.resource.v1 import llm_pb2, system_pb2
+from genaid.common.v1 import engines_pb2, logs_pb2
+from genaid.resource.v1 import llm_pb2, orchestration_pb2, system_pb2
 from genaid_client import (
     CacheType,
-    Health,
+    EngineEvent,
+    HealthState,
     InvalidRequestError,
     Llm,
     LlmConfig,
-    LlmEvent,
     LlmServing,
     LogEntry,
     LogLevel,
@@ -28,6 +29,7 @@ from genaid_client import (
     ServerBusyError,
     ServerError,
     ServerState,
+    StopReason,
     convert_llm,
 )
 from genaid_server.kit import errors
@@ -36,8 +38,8 @@ from genaid_server.kit.errors import DomainError
 PATIENCE = 30.0  # seconds until a test that waits for something gives up
 THEN = datetime.fromtimestamp(1_700_000_000, UTC)
 RUNNING = llm_pb2.Llm(
-    state=llm_pb2.SERVER_STATE_RUNNING,
-    health=llm_pb2.HEALTH_OK,
+    state=engines_pb2.SERVER_STATE_RUNNING,
+    health=engines_pb2.HEALTH_STATE_OK,
     model_id="tiny",
     port=8080,
     host="127.0.0.1",
@@ -47,7 +49,7 @@ RUNNING = llm_pb2.Llm(
     restarts=3,
     last_error="it was killed",
     load_percentage=99.5,
-    last_event=llm_pb2.LLM_EVENT_READY,
+    last_event=engines_pb2.ENGINE_EVENT_READY,
     config=system_pb2.LlmConfig(context_size=4096, cache_type_k=system_pb2.CACHE_TYPE_Q8_0),
     serving=llm_pb2.LlmServing(port=0, host="127.0.0.1", memory_map=True, memory_lock=False),
     separates_reasoning=True,
@@ -55,10 +57,11 @@ RUNNING = llm_pb2.Llm(
     generation=2**33,
     reasons={"threads": "one is left for others"},
     offloaded=True,
+    stop_reason=engines_pb2.STOP_REASON_OFFLOADED,
 )
 SAME = Llm(
     state=ServerState.RUNNING,
-    health=Health.OK,
+    health=HealthState.OK,
     model_id="tiny",
     port=8080,
     host="127.0.0.1",
@@ -68,7 +71,7 @@ SAME = Llm(
     restarts=3,
     last_error="it was killed",
     load_percentage=99.5,
-    last_event=LlmEvent.READY,
+    last_event=EngineEvent.READY,
     config=LlmConfig(context_size=4096, cache_type_k=CacheType.Q8_0),
     serving=LlmServing(0, "127.0.0.1", "", True, False),
     separates_reasoning=True,
@@ -76,14 +79,15 @@ SAME = Llm(
     generation=2**33,
     reasons={"threads": "one is left for others"},
     offloaded=True,
+    stop_reason=StopReason.OFFLOADED,
 )
 
 
-def entry(number: int) -> llm_pb2.LogEntry:
-    return llm_pb2.LogEntry(
+def entry(number: int) -> logs_pb2.LogEntry:
+    return logs_pb2.LogEntry(
         sequence=number,
         time=Timestamp(seconds=1_700_000_000),
-        level=llm_pb2.LOG_LEVEL_WARN,
+        level=logs_pb2.LOG_LEVEL_WARN,
         message=f"line {number}",
         raw=f"[then] [WARN ] line {number}",
     )
@@ -187,18 +191,45 @@ async def test_stop_restart_and_get(
     assert script.requests == [(rpc, request_kind())]
 
 
+@pytest.mark.parametrize(
+    ("method", "request_kind"),
+    [
+        ("stop_llm", llm_pb2.StopLlmRequest),
+        ("restart_llm", llm_pb2.RestartLlmRequest),
+        ("get_llm", llm_pb2.GetLlmRequest),
+        ("watch_llm", llm_pb2.WatchLlmRequest),
+        ("list_llm_logs", llm_pb2.ListLogsRequest),
+        ("tail_llm_logs", llm_pb2.TailLogsRequest),
+        ("clear_llm_logs", llm_pb2.ClearLogsRequest),
+        ("get_offloaded_llm", orchestration_pb2.GetOffloadedLlmRequest),
+        ("forget_offloaded_llm", orchestration_pb2.ForgetOffloadedLlmRequest),
+    ],
+)
+@pytest.mark.parametrize("named", [None, "", "tiny"])
+async def test_each_call_says_which_engine_it_means(
+    resource: Connect, script: Script, address: str, method: str, request_kind: Any, named: str | None
+) -> None:
+    async with resource(address) as client:
+        if method in ("watch_llm", "tail_llm_logs"):
+            assert [item async for item in client.iterate(method, model_id=named)] == []
+        else:
+            await client.call(method, model_id=named)
+    assert [request for _, request in script.requests] == [request_kind(model_id=named)]
+    assert script.requests[0][1].HasField("model_id") == (named is not None)
+
+
 async def test_the_engine_is_watched_with_its_events(resource: Connect, script: Script, address: str) -> None:
     events = [
-        llm_pb2.LLM_EVENT_STARTED,
-        llm_pb2.LLM_EVENT_CRASHED,
-        llm_pb2.LLM_EVENT_OFFLOADED,
-        llm_pb2.LLM_EVENT_RELOAD_FAILED,
-        llm_pb2.LLM_EVENT_UNSPECIFIED,
+        engines_pb2.ENGINE_EVENT_STARTED,
+        engines_pb2.ENGINE_EVENT_CRASHED,
+        engines_pb2.ENGINE_EVENT_OFFLOADED,
+        engines_pb2.ENGINE_EVENT_RELOAD_FAILED,
+        engines_pb2.ENGINE_EVENT_UNSPECIFIED,
     ]
     script.steps["WatchLlm"] = [llm_pb2.WatchLlmResponse(llm=llm_pb2.Llm(last_event=event)) for event in events]
     async with resource(address) as client:
         seen = [now.last_event async for now in client.iterate("watch_llm")]
-    assert seen == [LlmEvent.STARTED, LlmEvent.CRASHED, LlmEvent.OFFLOADED, LlmEvent.RELOAD_FAILED, None]
+    assert seen == [EngineEvent.STARTED, EngineEvent.CRASHED, EngineEvent.OFFLOADED, EngineEvent.RELOAD_FAILED, None]
     assert script.requests == [("WatchLlm", llm_pb2.WatchLlmRequest())]
 
 
@@ -251,9 +282,9 @@ async def test_the_log_is_forgotten(resource: Connect, script: Script, address: 
 
 
 def test_an_engine_that_was_never_started() -> None:
-    message = llm_pb2.Llm(state=llm_pb2.SERVER_STATE_STOPPED, health=llm_pb2.HEALTH_UNKNOWN)
+    message = llm_pb2.Llm(state=engines_pb2.SERVER_STATE_STOPPED, health=engines_pb2.HEALTH_STATE_UNKNOWN)
     found = convert_llm.llm_from_pb(message)
-    assert (found.state, found.health, found.last_event) == (ServerState.STOPPED, Health.UNKNOWN, None)
+    assert (found.state, found.health, found.last_event) == (ServerState.STOPPED, HealthState.UNKNOWN, None)
     assert (found.port, found.pid, found.start_time, found.load_seconds) == (None,) * 4
     assert (found.config, found.serving, found.base_url, found.healthy) == (None, None, None, False)
 
@@ -271,9 +302,9 @@ def test_where_its_api_is(host: str, port: int | None, url: str | None) -> None:
     assert dataclasses.replace(SAME, host=host, port=port).base_url == url
 
 
-@pytest.mark.parametrize("health", Health)
-def test_only_an_answer_is_healthy(health: Health) -> None:
-    assert dataclasses.replace(SAME, health=health).healthy == (health is Health.OK)
+@pytest.mark.parametrize("health", HealthState)
+def test_only_an_answer_is_healthy(health: HealthState) -> None:
+    assert dataclasses.replace(SAME, health=health).healthy == (health is HealthState.OK)
 
 
 def test_a_key_is_not_shown() -> None:
@@ -298,6 +329,6 @@ def test_how_to_serve_comes_back_as_it_went(serving: LlmServing) -> None:
 
 @pytest.mark.parametrize("number", [0, 999])
 def test_a_number_that_is_not_known_has_its_documented_meaning(number: Any) -> None:
-    found = convert_llm.llm_from_pb(llm_pb2.Llm(state=number, health=number, last_event=number))
-    assert (found.state, found.health, found.last_event) == (ServerState.STARTING, Health.UNKNOWN, None)
-    assert convert_llm.log_entry_from_pb(llm_pb2.LogEntry(level=number)).level is LogLevel.INFO
+    found = convert_llm.llm_from_pb(llm_pb2.Llm(state=number, health=number, last_event=number, stop_reason=number))
+    assert (found.state, found.health) == (ServerState.STARTING, HealthState.UNKNOWN)
+    assert (found.last_event, found.stop_reason) == (None, None)

@@ -11,12 +11,14 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_status import rpc_status
 
 from contract.scripted import SERVICES
+from genaid.common.v1 import engines_pb2
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, orchestration_pb2, system_pb2
 from genaid_client import (
     DownloadItem,
     DownloadPhase,
     DownloadSpec,
+    EngineEvent,
     GenaidError,
     GenerationSpec,
     Image,
@@ -25,7 +27,6 @@ from genaid_client import (
     InternalError,
     LeaseState,
     LlmConfig,
-    LlmEvent,
     LlmServing,
     ModelNotFoundError,
     ResourceClient,
@@ -209,10 +210,10 @@ def test_a_language_model_is_started(channel: Any, caller: ThreadPoolExecutor, r
 def test_the_llm_engine_is_watched(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
     result = caller.submit(lambda: [now.last_event for now in resource.watch_llm()])
     _, call = take_stream(channel, "WatchLlm")
-    for event in (llm_pb2.LLM_EVENT_STARTED, llm_pb2.LLM_EVENT_READY):
+    for event in (engines_pb2.ENGINE_EVENT_STARTED, engines_pb2.ENGINE_EVENT_READY):
         call.send_response(llm_pb2.WatchLlmResponse(llm=llm_pb2.Llm(last_event=event)))
     call.terminate(*OK)
-    assert result.result() == [LlmEvent.STARTED, LlmEvent.READY]
+    assert result.result() == [EngineEvent.STARTED, EngineEvent.READY]
 
 
 def test_a_lease_is_held_until_it_is_left(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:

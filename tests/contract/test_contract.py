@@ -1,6 +1,7 @@
 """The contracts keep their promises: to clients that exist, to readers, and to the house's rules."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -235,10 +236,30 @@ def test_each_rpc_has_its_own_request_and_response(schema: FileDescriptorSet) ->
     assert len(types) == len(set(types))
 
 
+COMMON = "genaid.common.v1"
+"""What all services say the same way; it has no service of its own."""
+
+
 def test_each_file_has_one_service_and_lies_in_its_package(schema: FileDescriptorSet) -> None:
     for each in own_files(schema):
         assert str(Path(each.name).parent.as_posix()).replace("/", ".") == each.package
-        assert [s.name.endswith("Service") for s in each.service] == [True]
+        assert [s.name.endswith("Service") for s in each.service] == ([] if each.package == COMMON else [True])
+
+
+def test_what_both_services_say_alike_is_said_once(schema: FileDescriptorSet) -> None:
+    of_services = [each for each in own_files(schema) if each.package != COMMON]
+    names = Counter(enum.name for each in of_services for enum in each.enum_type)
+    names.update(message.name for each in of_services for message in each.message_type)
+    logs = {f"{rpc}Logs{kind}" for rpc in ("List", "Tail", "Clear") for kind in ("Request", "Response")}
+    assert {name for name, times in names.items() if times > 1} == logs  # each RPC has messages of its own
+
+
+def test_the_newest_revision_of_the_contracts_is_the_last_of_them(schema: FileDescriptorSet) -> None:
+    revisions = next(each for each in enums(schema) if each.name == "ContractRevision")
+    assert [value.name for value in revisions.value[1:]] == [
+        f"CONTRACT_REVISION_R{number}" for number in range(1, len(revisions.value))
+    ]
+    assert [value.number for value in revisions.value] == list(range(len(revisions.value)))
 
 
 def test_the_samplers_names_are_those_of_the_contract(schema: FileDescriptorSet) -> None:

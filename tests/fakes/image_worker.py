@@ -19,6 +19,7 @@ from typing import Any, Final
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from genaid.common.v1 import engines_pb2
 from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
 from genaid_server.kit import rpc
 from genaid_server.kit.address import Address
@@ -85,7 +86,7 @@ class ImageWorker(_Generations, _Engines):  # type: ignore[misc]
         self.specs: list[generation_pb2.GenerationSpec] = []
         self._states: dict[str, Watchable[generation_pb2.Generation]] = {}
         self._images: dict[str, list[bytes]] = {}
-        self._engine = Watchable(engine_pb2.Engine(state=engine_pb2.SERVER_STATE_RUNNING, accepting=True))
+        self._engine = Watchable(engine_pb2.Engine(state=engines_pb2.SERVER_STATE_RUNNING, accepting=True))
         self._ticks = 0
 
     @asynccontextmanager

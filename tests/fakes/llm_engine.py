@@ -8,6 +8,7 @@ from typing import Any, Final
 import grpc.aio
 from aiohttp import web
 
+from genaid.common.v1 import engines_pb2
 from genaid.resource.v1 import llm_pb2, llm_pb2_grpc
 from genaid_server.kit import rpc
 from genaid_server.kit.address import Address
@@ -29,14 +30,14 @@ class LlmManager(_Base):  # type: ignore[misc]
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.refusal: DomainError | None = None
-        self._llm = Watchable(llm_pb2.Llm(state=llm_pb2.SERVER_STATE_STOPPED))
+        self._llm = Watchable(llm_pb2.Llm(state=engines_pb2.SERVER_STATE_STOPPED))
 
     def set(
         self, state: str, *, at: Address | None = None, generation: int = 1, error: str = "", offloaded: bool = False
     ) -> None:
         """The engine is now in a state, such as RUNNING; where it has a process, it listens `at` an address."""
         llm = llm_pb2.Llm(
-            state=llm_pb2.ServerState.Value(f"SERVER_STATE_{state}"),
+            state=engines_pb2.ServerState.Value(f"SERVER_STATE_{state}"),
             model_id="tiny",
             generation=generation,
             last_error=error,

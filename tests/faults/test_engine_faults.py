@@ -12,6 +12,7 @@ import pytest
 from conftest import DemoModels
 from genaid_client import (
     Engine,
+    EngineEvent,
     FileSystemError,
     Generation,
     GenerationSpec,
@@ -123,7 +124,7 @@ async def test_an_idle_engine_that_dies_is_reported_and_started_when_needed(work
     psutil.Process(pid).kill()
     async for engine in worker.images.watch_engine():
         if engine.state is ServerState.CRASHED:
-            assert engine.last_event == "crashed"
+            assert engine.last_event is EngineEvent.CRASHED
             assert "SIGKILL" in engine.last_error
             break
     await assert_draws(worker)

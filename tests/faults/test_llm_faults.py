@@ -18,10 +18,10 @@ import pytest
 from conftest import DemoModels
 from genaid_client import (
     ConnectionFailedError,
-    Health,
+    EngineEvent,
+    HealthState,
     Llm,
     LlmConfig,
-    LlmEvent,
     LlmServing,
     LogLevel,
     PortInUseError,
@@ -107,8 +107,8 @@ async def test_a_killed_engine_is_reported_and_comes_back(service: LlmService, n
             break
     crashed = await crash_of(service, lambda: send(first, getattr(signal, name)))
     assert (crashed.last_event, crashed.health, crashed.pid, crashed.port) == (
-        LlmEvent.CRASHED,
-        Health.ERROR,
+        EngineEvent.CRASHED,
+        HealthState.ERROR,
         None,
         None,
     )
@@ -130,7 +130,7 @@ async def test_a_killed_engine_is_reported_and_comes_back(service: LlmService, n
 async def test_an_engine_that_ends_by_itself_comes_back(fake: LlmService, status: int) -> None:
     first = await fake.client.start_llm("llm")
     crashed = await crash_of(fake, lambda: order(first, f"/die/exit/{status}"))
-    assert crashed.last_event is LlmEvent.CRASHED
+    assert crashed.last_event is EngineEvent.CRASHED
     assert f"exit status {status}" in crashed.last_error
     second = await fake.serving(generation=2)
     assert (second.restarts, second.last_error) == (1, "")
@@ -187,7 +187,7 @@ async def test_stopping_ends_the_wait_for_a_restart(tmp_path: Path, demo_models:
         llm = await service.client.start_llm("llm")
         await crash_of(service, lambda: send(llm, signal.SIGKILL))
         stopped = await service.client.stop_llm()
-        assert (stopped.state, stopped.last_event) == (ServerState.STOPPED, LlmEvent.STOPPED)
+        assert (stopped.state, stopped.last_event) == (ServerState.STOPPED, EngineEvent.STOPPED)
         assert (await service.client.restart_llm()).generation == 2
         await crash_of(service, lambda: psutil.Process(engines()[0]).kill())
         assert (await service.client.start_llm("llm")).generation == 3
@@ -324,10 +324,10 @@ async def test_a_busy_engine_is_not_killed_and_an_idle_one_is(
         await ask(llm, "POST", "/health/503")
         await service.logged("no answer to the health check, 5 times in a row")
         busy = await service.client.get_llm()
-        assert (busy.state, busy.health, busy.generation) == (ServerState.RUNNING, Health.ERROR, 1)
+        assert (busy.state, busy.health, busy.generation) == (ServerState.RUNNING, HealthState.ERROR, 1)
         crashed = await service.until(lambda llm: llm.state is ServerState.CRASHED)
         assert "it hung" in crashed.last_error
-        assert (await service.serving(generation=2)).health is Health.OK
+        assert (await service.serving(generation=2)).health is HealthState.OK
 
 
 async def test_a_real_engine_with_more_work_than_slots_is_not_killed(tmp_path: Path, demo_models: DemoModels) -> None:

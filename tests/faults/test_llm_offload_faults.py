@@ -14,9 +14,9 @@ import pytest
 from conftest import DemoModels
 from fakes.gateway import until
 from genaid_client import (
+    EngineEvent,
     LeaseState,
     Llm,
-    LlmEvent,
     OffloadPhase,
     ServerError,
     ServerState,
@@ -85,7 +85,7 @@ async def test_one_that_can_not_be_loaded_is_tried_again(service: LlmService, pl
     async with service.image_engine() as engine:
         await engine.until(LeaseState.GRANTED)
         away = path.rename(path.with_suffix(".away"))
-    failed = await service.until(lambda llm: llm.last_event is LlmEvent.RELOAD_FAILED)
+    failed = await service.until(lambda llm: llm.last_event is EngineEvent.RELOAD_FAILED)
     assert (failed.offloaded, failed.pid, "talker" in failed.last_error) == (True, None, True)
     found = await offloaded(service)
     assert (found.phase, found.failed_attempts, found.last_error) == (OffloadPhase.FAILED, 1, failed.last_error)
@@ -106,13 +106,13 @@ async def test_a_start_does_not_wait_for_the_next_attempt(service: LlmService) -
     async with service.image_engine() as engine:
         await engine.until(LeaseState.GRANTED)
         away = path.rename(path.with_suffix(".away"))
-    await service.until(lambda llm: llm.last_event is LlmEvent.RELOAD_FAILED)
+    await service.until(lambda llm: llm.last_event is EngineEvent.RELOAD_FAILED)
     async with service.image_engine() as engine:
         await engine.until(LeaseState.GRANTED)
         start = asyncio.create_task(service.client.start_llm("talker", config=WISHES))
         await engine.until(LeaseState.RECLAIM, reclaim_after=0)
         found = await offloaded(service)
-        assert (found.phase, found.failed_attempts, found.next_attempt_time) == (OffloadPhase.OFFLOADED, 1, None)
+        assert (found.phase, found.failed_attempts, found.next_attempt_time) == (OffloadPhase.RELOADING, 1, None)
         away.rename(path)
     assert (await start).port == before.port
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DemoModels
-from genaid_client import Health, Llm, LlmConfig, ServerError, ServerState
+from genaid_client import HealthState, Llm, LlmConfig, ServerError, ServerState
 from llm_service import LlmService, ask, engines, fake_program, llm_service
 from worker import children
 
@@ -79,7 +79,7 @@ async def assert_true(service: LlmService) -> None:
     llm = await service.client.get_llm()
     if llm.state is ServerState.RUNNING:
         assert engines() == [llm.pid]
-        assert llm.health is Health.OK
+        assert llm.health is HealthState.OK
         assert (await ask(llm, "GET", "/health"))[0] == 200
     else:
         assert (llm.state, llm.pid, engines()) == (ServerState.STOPPED, None, [])
@@ -92,10 +92,14 @@ async def settled(service: LlmService) -> Llm:
 
 async def weather(service: LlmService, calls: int, seed: int) -> None:
     tally = await storm(service, calls, seed)
-    allowed = ("The LLM engine was stopped.", "The LLM engine has never been started.")
+    allowed = (
+        "The LLM engine was stopped.",
+        "The LLM engine has never been started.",
+        "Another start of the LLM engine has taken the place of this one.",
+    )
     assert all(message.startswith(allowed) for message in tally.refused), tally.refused
     assert sum(tally.done.values()) + len(tally.refused) == CLIENTS * calls
-    assert tally.done["start"] > 0
+    assert tally.done["start"] > 0 or tally.refused  # a model that loads slowly is always replaced by the next
     await settled(service)
     await assert_true(service)
     llm = await service.client.start_llm("llm", config=OPTIONS[0], replace=True)

@@ -21,7 +21,9 @@ from genaid_client import (
     LeaseState,
     ServerError,
     ServerState,
+    StopReason,
     TenantKind,
+    raise_for_failure,
 )
 from genaid_server import settings as configuration
 from genaid_server.image import main as image
@@ -111,6 +113,15 @@ async def test_a_start_that_can_not_fit_says_what_there_is(tmp_path: Path, demo_
         with pytest.raises(InsufficientResourcesError) as refusal:
             await worker.images.start_engine(model.id)
         assert int(refusal.value.metadata["required"]) > int(refusal.value.metadata["available"])
+        assert (await worker.images.get_engine()).stop_reason is StopReason.NEVER_STARTED
+        refused = await finish(worker.images, (await worker.images.create_generation(TINY)).id)
+        assert refused.error is not None
+        assert refused.error.facts.keys() >= {"required", "available", "suggestion"}
+        with pytest.raises(InsufficientResourcesError) as refusal:
+            raise_for_failure(refused)
+        assert int(refusal.value.metadata["required"]) > int(refusal.value.metadata["available"])
+        engine = await worker.images.get_engine()
+        assert (engine.state, engine.stop_reason) == (ServerState.CRASHED, StopReason.REFUSED_FOR_MEMORY)
         assert engines() == []
 
 

@@ -16,6 +16,7 @@ from conftest import DemoModels
 from genaid.image.v1 import generation_pb2, generation_pb2_grpc
 from genaid_client import (
     AlreadyTerminalError,
+    EngineEvent,
     EngineOptions,
     Generation,
     GenerationState,
@@ -29,6 +30,7 @@ from genaid_client import (
     ServerError,
     ServerState,
     Stage,
+    StopReason,
 )
 from genaid_server.demo.models import DIFFUSION_NAME
 from worker import LONG, TINY, Worker, children, image_worker, install
@@ -332,6 +334,7 @@ async def test_the_log_is_kept_listed_tailed_and_cleared(worker: Worker) -> None
     sequence = await asyncio.wait_for(tail, 10)
     entries = await worker.images.list_engine_logs(1000)
     assert any("loading model from" in entry.message for entry in entries)
+    assert all(entry.raw.endswith(f"] {entry.message}") for entry in entries)
     assert [entry.sequence for entry in entries] == sorted(entry.sequence for entry in entries)
     assert len(await worker.images.list_engine_logs(3)) == 3
     assert await worker.images.list_engine_logs(0) == []
@@ -373,7 +376,8 @@ async def test_an_idle_engine_is_unloaded_and_comes_back(tmp_path: Path, demo_mo
             assert (await finish(worker, (await worker.images.create_generation(TINY)).id)).state.value == "complete"
             async for engine in worker.images.watch_engine():
                 if engine.state is ServerState.STOPPED:
-                    assert engine.last_event == "unloaded"
+                    assert engine.last_event is EngineEvent.UNLOADED
+                    assert engine.stop_reason is StopReason.UNLOADED_WHEN_IDLE
                     assert engine.accepting
                     break
             assert children() == []

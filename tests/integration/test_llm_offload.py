@@ -13,17 +13,18 @@ import pytest
 from conftest import DemoModels
 from fakes.gateway import until
 from genaid_client import (
+    EngineEvent,
     InsufficientResourcesError,
     Lease,
     LeaseState,
     Llm,
     LlmConfig,
-    LlmEvent,
     LlmServing,
     OffloadPhase,
     ServerBusyError,
     ServerError,
     ServerState,
+    StopReason,
     TenantKind,
 )
 from genaid_server.resource.core.llm import process
@@ -126,8 +127,9 @@ async def test_it_makes_room_and_comes_back_as_it_was(service: LlmService, place
     async with service.image_engine() as engine:
         await engine.until(LeaseState.GRANTED)
         assert not alive(before.pid)
-        gone = await service.until(lambda llm: llm.last_event is LlmEvent.OFFLOADED)
+        gone = await service.until(lambda llm: llm.last_event is EngineEvent.OFFLOADED)
         assert (gone.state, gone.offloaded, gone.pid, gone.model_id) == (ServerState.STOPPED, True, None, "talker")
+        assert gone.stop_reason is StopReason.OFFLOADED
         found = await offloaded(service)
         assert (found.phase, found.model_id, found.config, found.was_running, found.last_error) == (
             *(OffloadPhase.OFFLOADED, "talker", before.config, True, ""),
@@ -144,7 +146,7 @@ async def test_it_makes_room_and_comes_back_as_it_was(service: LlmService, place
     assert (after.port, after.config, after.serving, after.model_id) == (
         *(before.port, before.config, before.serving, "talker"),
     )
-    assert (after.pid != before.pid, after.generation, after.last_event) == (True, 2, LlmEvent.READY)
+    assert (after.pid != before.pid, after.generation, after.last_event) == (True, 2, EngineEvent.READY)
     assert await service.client.get_offloaded_llm() is None
     assert (place.saved, place.conversations, engines()) == (running, [], [after.pid])
     assert await evaluated(after, STORIES[0]) <= first * 0.05

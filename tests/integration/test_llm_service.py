@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,13 +16,13 @@ from conftest import DemoModels
 from genaid_client import (
     BinaryError,
     CacheType,
+    EngineEvent,
     GenaidError,
-    Health,
+    HealthState,
     InsufficientResourcesError,
     InvalidRequestError,
     Llm,
     LlmConfig,
-    LlmEvent,
     LlmServing,
     LogLevel,
     ModelNotFoundError,
@@ -31,6 +31,7 @@ from genaid_client import (
     ServerBusyError,
     ServerError,
     ServerState,
+    StopReason,
 )
 from genaid_server.demo.models import write_llm
 from llm_service import EVERYTHING, LlmService, alive, ask, chat, engines, fake_program, free_port, llm_service
@@ -72,7 +73,7 @@ async def slots(llm: Llm) -> list[int]:
 
 async def test_a_started_model_answers(service: LlmService) -> None:
     llm = await service.client.start_llm("llm")
-    assert (llm.state, llm.health, llm.last_event) == (ServerState.RUNNING, Health.OK, LlmEvent.READY)
+    assert (llm.state, llm.health, llm.last_event) == (ServerState.RUNNING, HealthState.OK, EngineEvent.READY)
     assert llm.healthy
     assert (llm.model_id, llm.host, llm.variant, llm.generation, llm.restarts) == ("llm", "127.0.0.1", "cpu", 1, 0)
     assert (llm.load_percentage, llm.last_error, llm.separates_reasoning) == (100.0, "", False)
@@ -240,14 +241,14 @@ async def test_what_does_not_fit_says_what_it_needs_and_leaves_the_rest_alone(
 async def test_a_start_can_be_stopped(service: LlmService) -> None:
     starting = asyncio.create_task(service.client.start_llm("llm"))
     loading = await service.loading()
-    assert (loading.health, loading.last_event) == (Health.LOADING, LlmEvent.STARTED)
+    assert (loading.health, loading.last_event) == (HealthState.LOADING, EngineEvent.STARTED)
     stopped = await service.client.stop_llm()
     with pytest.raises(ServerError, match="stopped"):
         await starting
     assert (stopped.state, stopped.health, stopped.last_event) == (
         ServerState.STOPPED,
-        Health.UNKNOWN,
-        LlmEvent.STOPPED,
+        HealthState.UNKNOWN,
+        EngineEvent.STOPPED,
     )
     assert (stopped.pid, stopped.port, stopped.host, stopped.start_time) == (None, None, "", None)
     assert engines() == []
@@ -320,7 +321,7 @@ async def test_a_watcher_sees_every_state_from_the_present_one_on(service: LlmSe
             async for llm in states:
                 seen.append(llm)
                 subscribed.set()
-                if llm.last_event is LlmEvent.STOPPED:
+                if llm.last_event is EngineEvent.STOPPED:
                     return
 
     subscribed = asyncio.Event()
@@ -331,7 +332,7 @@ async def test_a_watcher_sees_every_state_from_the_present_one_on(service: LlmSe
     await watching
     assert (seen[0].state, seen[0].last_event, seen[0].config) == (ServerState.STOPPED, None, None)
     events = [llm.last_event for llm in seen]
-    assert list(dict.fromkeys(events)) == [None, LlmEvent.STARTED, LlmEvent.READY, LlmEvent.STOPPED]
+    assert list(dict.fromkeys(events)) == [None, EngineEvent.STARTED, EngineEvent.READY, EngineEvent.STOPPED]
     states = [llm.state for llm in seen]
     assert set(states) >= {ServerState.STOPPED, ServerState.STARTING, ServerState.RUNNING}
     assert states[-1] is ServerState.STOPPED
@@ -355,13 +356,13 @@ async def test_loading_tells_how_far_it_is(tmp_path: Path, demo_models: DemoMode
 async def test_health_is_asked_for_anew(tmp_path: Path, demo_models: DemoModels) -> None:
     program = fake_program(tmp_path)
     async with llm_service(tmp_path, demo_models.llm, program=program.name) as service:
-        assert (await service.client.get_llm()).health is Health.UNKNOWN
+        assert (await service.client.get_llm()).health is HealthState.UNKNOWN
         llm = await service.client.start_llm("llm")
         await ask(llm, "POST", "/health/500")
         sick = await service.client.get_llm()
-        assert (sick.state, sick.health) == (ServerState.RUNNING, Health.ERROR)
+        assert (sick.state, sick.health) == (ServerState.RUNNING, HealthState.ERROR)
         await ask(llm, "POST", "/health/200")
-        assert (await service.client.get_llm()).health is Health.OK
+        assert (await service.client.get_llm()).health is HealthState.OK
 
 
 async def test_the_watches_end_with_the_service(tmp_path: Path, demo_models: DemoModels) -> None:
@@ -563,3 +564,75 @@ async def test_a_configured_model_starts_with_the_service(tmp_path: Path, demo_m
         assert "nobody" in failed.last_error
         assert (await service.logged("not started")).level is LogLevel.ERROR
         assert (await service.client.start_llm("llm")).last_error == ""
+
+
+# --- which engine is meant
+
+
+async def refusals(service: LlmService, model_id: str) -> list[ModelNotFoundError]:
+    """What each call that names a model fails with; a call that doesn't is a failure of the test."""
+    client = service.client
+
+    async def first[T](items: AsyncGenerator[T, None]) -> T:
+        async with aclosing(items):
+            return await anext(items)
+
+    found = []
+    for call in (
+        client.stop_llm(model_id),
+        client.restart_llm(model_id),
+        client.get_llm(model_id),
+        first(client.watch_llm(model_id)),
+        client.list_llm_logs(model_id=model_id),
+        first(client.tail_llm_logs(1, model_id=model_id)),
+        client.clear_llm_logs(model_id=model_id),
+        client.get_offloaded_llm(model_id),
+        client.forget_offloaded_llm(model_id),
+    ):
+        with pytest.raises(ModelNotFoundError, match=re.escape(repr(model_id))) as caught:
+            await call
+        found.append(caught.value)
+    return found
+
+
+async def test_a_call_that_names_a_model_means_its_engine_alone(service: LlmService) -> None:
+    client = service.client
+    assert (await client.get_llm()).stop_reason is StopReason.NEVER_STARTED
+    for named in ("llm", ""):
+        assert [error.metadata for error in await refusals(service, named)] == [{"modelId": named}] * 9
+    await client.start_llm("llm", config=SMALL)
+    for named in ("another", ""):
+        facts = {"modelId": named, "engineModelId": "llm"}
+        assert [error.metadata for error in await refusals(service, named)] == [facts] * 9
+    running = await client.get_llm("llm")
+    assert (running.state, running.stop_reason) == (ServerState.RUNNING, None)
+    assert await client.list_llm_logs(EVERYTHING, model_id="llm") == await service.log() != []
+    async with aclosing(client.tail_llm_logs(1, model_id="llm")) as entries:
+        assert (await anext(entries)).sequence == 1
+    assert (await client.restart_llm("llm")).generation == 2
+    assert await client.get_offloaded_llm("llm") is None
+    assert not await client.forget_offloaded_llm("llm")
+    await client.clear_llm_logs(model_id="llm")
+    stopped = await client.stop_llm("llm")
+    assert (stopped.state, stopped.stop_reason) == (ServerState.STOPPED, StopReason.STOPPED)
+    assert (await client.get_llm("llm")).model_id == "llm"  # it had that model last
+
+
+async def test_a_watch_of_a_model_ends_when_the_engine_gets_another(
+    service: LlmService, demo_models: DemoModels
+) -> None:
+    await service.install(demo_models.llm, "other")
+    await service.client.start_llm("llm", config=SMALL)
+    seen = asyncio.create_task(collect(service.client.watch_llm("llm")))
+    every = service.client.watch_llm()
+    await anext(every)
+    await service.client.start_llm("other", config=SMALL, replace=True)
+    async with asyncio.timeout(30):
+        assert {llm.model_id for llm in await seen} == {"llm"}
+        async with aclosing(every):
+            while (await anext(every)).model_id != "other":
+                pass
+
+
+async def collect[T](items: AsyncGenerator[T, None]) -> list[T]:
+    return [item async for item in items]

@@ -11,6 +11,7 @@ from conftest import DemoModels
 from fakes.gateway import until
 from genaid_client import (
     Departure,
+    EngineEvent,
     EngineOptions,
     Generation,
     GenerationState,
@@ -388,7 +389,7 @@ async def test_an_idle_image_engine_is_unloaded_for_an_llm(tmp_path: Path, demo_
         llm = await services.start_llm()
         assert llm.state is ServerState.RUNNING
         engine = await services.images.get_engine()
-        assert (engine.state, engine.last_event, engine.pid) == (ServerState.STOPPED, "unloaded", None)
+        assert (engine.state, engine.last_event, engine.pid) == (ServerState.STOPPED, EngineEvent.UNLOADED, None)
         assert (await chat(llm))[0] == 200
 
 

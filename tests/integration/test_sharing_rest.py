@@ -97,6 +97,8 @@ async def test_an_image_that_can_never_fit_is_an_error_with_its_code(tmp_path: P
         failed = await settled(services.http, await post_image(services.http, width=4096, height=1024))
         assert (failed["status"], failed["error"]["code"]) == ("error", "INSUFFICIENT_RESOURCES")
         assert "Insufficient RAM" in failed["error"]["message"]
+        details = failed["error"]["details"]
+        assert int(details["required"]) > int(details["available"])
         await services.untouched(llm)
         assert (await say(services.http))[0] == 200
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -11,14 +12,17 @@ import psutil
 import pytest
 
 from conftest import DemoModels
+from genaid.common.v1 import engines_pb2
 from genaid.resource.v1 import system_pb2, system_pb2_grpc
 from genaid_client import (
     AsyncResourceClient,
     GenerationSpec,
     InvalidRequestError,
     LlmConfig,
+    LlmServing,
     ModelNotFoundError,
     ModelType,
+    ServerVersion,
 )
 from worker import Worker, image_worker, install
 
@@ -49,6 +53,21 @@ async def test_it_tells_what_this_machine_has(worker: Worker) -> None:
         found.recommendations.gpu_layers_reason,
     ):
         assert reason
+
+
+async def test_it_tells_what_runs_and_where(worker: Worker, tmp_path: Path) -> None:
+    found = await worker.models.get_version()
+    assert found == ServerVersion(
+        version("genaid"),
+        max(engines_pb2.ContractRevision.values()),
+        str(tmp_path.absolute()),
+        str(tmp_path.absolute() / "inbox"),
+        {"resource": worker.resource_address},
+    )
+    llm = await worker.models.start_llm("demo-llm", serving=LlmServing(port=0))
+    assert (await worker.models.get_version()).addresses == {**found.addresses, "llm": llm.base_url}
+    await worker.models.stop_llm()
+    assert (await worker.models.get_version()).addresses == found.addresses
 
 
 async def test_what_was_detected_is_kept_until_it_is_asked_for_anew_or_an_engine_starts(worker: Worker) -> None:

@@ -68,6 +68,8 @@ def test_everything_serves_when_the_ready_file_is_there(tmp_path: Path) -> None:
         assert health(ready["http"])["status"] == "ok"
         with ResourceClient(ready["resource"]) as models, ImageClient(ready["image"]) as images:
             assert models.list_models() == []
+            places = {"resource": ready["resource"], "image": ready["image"], "gateway": ready["http"]}
+            assert models.get_version().addresses == places
             assert images.get_engine().pid is None
         assert json.loads((data_dir / "run.json").read_bytes()) == ready
         assert all(place in running.output() for place in (ready["http"], ready["resource"], ready["image"]))

@@ -34,6 +34,7 @@ from genaid_client.types import (
     DownloadPhase,
     DownloadSpec,
     Engine,
+    EngineEvent,
     EngineOptions,
     FileProgress,
     FileVerification,
@@ -42,7 +43,7 @@ from genaid_client.types import (
     GenerationSpec,
     GenerationState,
     GgufMetadata,
-    Health,
+    HealthState,
     HuggingFaceSource,
     Image,
     ImageInfo,
@@ -59,10 +60,11 @@ from genaid_client.types import (
     ServerState,
     SourceType,
     Stage,
+    StopReason,
     Verification,
     VerifyProgress,
 )
-from genaid_client.types_llm import Llm, LlmEvent, LlmServing
+from genaid_client.types_llm import Llm, LlmServing
 from genaid_client.types_orchestration import (
     Departure,
     ImageNeed,
@@ -92,6 +94,7 @@ from genaid_client.types_system import (
     Placement,
     Ram,
     Recommendations,
+    ServerVersion,
     SystemCapabilities,
 )
 
@@ -115,6 +118,7 @@ __all__ = [
     "DownloadPhase",
     "DownloadSpec",
     "Engine",
+    "EngineEvent",
     "EngineMemory",
     "EngineOptions",
     "FileProgress",
@@ -130,7 +134,7 @@ __all__ = [
     "Gpu",
     "GpuMemory",
     "GpuVendor",
-    "Health",
+    "HealthState",
     "HuggingFaceSource",
     "Image",
     "ImageClient",
@@ -147,7 +151,6 @@ __all__ = [
     "LeaseState",
     "Llm",
     "LlmConfig",
-    "LlmEvent",
     "LlmRecommendation",
     "LlmServing",
     "LogEntry",
@@ -176,8 +179,10 @@ __all__ = [
     "ServerBusyError",
     "ServerError",
     "ServerState",
+    "ServerVersion",
     "SourceType",
     "Stage",
+    "StopReason",
     "SystemCapabilities",
     "TenantKind",
     "Verification",

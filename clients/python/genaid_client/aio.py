@@ -17,7 +17,7 @@ from genaid.resource.v1.llm_pb2_grpc import LlmServiceStub
 from genaid.resource.v1.models_pb2_grpc import ModelServiceStub
 from genaid.resource.v1.orchestration_pb2_grpc import OrchestrationServiceStub
 from genaid.resource.v1.system_pb2_grpc import SystemServiceStub
-from genaid_client import convert, convert_llm, convert_orchestration, convert_system
+from genaid_client import convert, convert_common, convert_llm, convert_orchestration, convert_system
 from genaid_client.channel import OPTIONS, cut_off, typed_errors
 from genaid_client.messages import request
 from genaid_client.tracing import call_metadata
@@ -38,7 +38,14 @@ from genaid_client.types import (
 )
 from genaid_client.types_llm import Llm, LlmServing
 from genaid_client.types_orchestration import ImageNeed, ImagePlan, Lease, LeaseList, OffloadedLlm
-from genaid_client.types_system import LlmConfig, LlmRecommendation, MemorySnapshot, ModelCheck, SystemCapabilities
+from genaid_client.types_system import (
+    LlmConfig,
+    LlmRecommendation,
+    MemorySnapshot,
+    ModelCheck,
+    ServerVersion,
+    SystemCapabilities,
+)
 
 
 class _AsyncClient:
@@ -115,7 +122,12 @@ class _AsyncClient:
 
 
 class AsyncResourceClient(_AsyncClient):
-    """The resource manager: models that are installed or on their way, the machine, its memory, and the LLM engine."""
+    """The resource manager: models that are installed or on their way, the machine, its memory, and the LLM engine.
+
+    Calls about the LLM engine take the id of its model: where there is no engine of that model they raise
+    ModelNotFoundError, with `modelId` and, if there is one, `engineModelId` in its metadata. None means the engine that
+    there is.
+    """
 
     def __init__(self, address: str, *, timeout: float = 10.0) -> None:
         super().__init__(address, timeout=timeout)
@@ -226,6 +238,11 @@ class AsyncResourceClient(_AsyncClient):
         message = request(downloads_pb2.WatchDownloadRequest, download_id=download_id)
         return self._stream(self._downloads.WatchDownload, message, convert.watched_download)
 
+    async def get_version(self) -> ServerVersion:
+        """What runs there: the versions of genaid and of its contracts, where its data is, and where it listens."""
+        response = await self._call(self._system.GetVersion, system_pb2.GetVersionRequest())
+        return convert_system.version_from_pb(response)
+
     async def get_capabilities(self, refresh: bool = False) -> SystemCapabilities:
         """What the machine has and what is recommended for it; `refresh` detects anew what is otherwise kept a minute.
 
@@ -295,44 +312,52 @@ class AsyncResourceClient(_AsyncClient):
         response = await self._call(self._llm.StartLlm, message, timeout)
         return convert_llm.llm_from_pb(response.llm)
 
-    async def stop_llm(self, timeout: float = 60) -> Llm:
+    async def stop_llm(self, model_id: str | None = None, *, timeout: float = 60) -> Llm:
         """Stop the LLM engine and free its memory; it is no error where it does not run."""
-        response = await self._call(self._llm.StopLlm, llm_pb2.StopLlmRequest(), timeout)
+        response = await self._call(self._llm.StopLlm, request(llm_pb2.StopLlmRequest, model_id=model_id), timeout)
         return convert_llm.llm_from_pb(response.llm)
 
-    async def restart_llm(self, timeout: float = 3600) -> Llm:
+    async def restart_llm(self, model_id: str | None = None, *, timeout: float = 3600) -> Llm:
         """Stop the LLM engine, and start it again with the same model and options.
 
         Raises ServerError where it has never been started; else what `start_llm` raises.
         """
-        response = await self._call(self._llm.RestartLlm, llm_pb2.RestartLlmRequest(), timeout)
+        response = await self._call(
+            self._llm.RestartLlm, request(llm_pb2.RestartLlmRequest, model_id=model_id), timeout
+        )
         return convert_llm.llm_from_pb(response.llm)
 
-    async def get_llm(self) -> Llm:
+    async def get_llm(self, model_id: str | None = None) -> Llm:
         """The LLM engine as it is now, its health asked for anew."""
-        response = await self._call(self._llm.GetLlm, llm_pb2.GetLlmRequest())
+        response = await self._call(self._llm.GetLlm, request(llm_pb2.GetLlmRequest, model_id=model_id))
         return convert_llm.llm_from_pb(response.llm)
 
-    def watch_llm(self) -> AsyncGenerator[Llm, None]:
+    def watch_llm(self, model_id: str | None = None) -> AsyncGenerator[Llm, None]:
         """The LLM engine as it is now, then after each change the newest, with the event that led to it."""
-        return self._stream(self._llm.WatchLlm, llm_pb2.WatchLlmRequest(), convert_llm.watched_llm)
+        return self._stream(
+            self._llm.WatchLlm, request(llm_pb2.WatchLlmRequest, model_id=model_id), convert_llm.watched_llm
+        )
 
-    async def list_llm_logs(self, lines: int | None = None) -> list[LogEntry]:
+    async def list_llm_logs(self, lines: int | None = None, *, model_id: str | None = None) -> list[LogEntry]:
         """The newest lines of the LLM engine's log, the newest last; 100 at most if not told otherwise.
 
         Raises InvalidRequestError for a negative number.
         """
-        response = await self._call(self._llm.ListLogs, request(llm_pb2.ListLogsRequest, lines=lines))
-        return [convert_llm.log_entry_from_pb(entry) for entry in response.entries]
+        response = await self._call(
+            self._llm.ListLogs, request(llm_pb2.ListLogsRequest, lines=lines, model_id=model_id)
+        )
+        return convert_common.log_entries(response)
 
-    def tail_llm_logs(self, from_sequence: int | None = None) -> AsyncGenerator[LogEntry, None]:
+    def tail_llm_logs(
+        self, from_sequence: int | None = None, *, model_id: str | None = None
+    ) -> AsyncGenerator[LogEntry, None]:
         """The LLM engine's log from a sequence number on, then each new line; without one only new lines."""
-        message = request(llm_pb2.TailLogsRequest, from_sequence=from_sequence)
-        return self._stream(self._llm.TailLogs, message, convert_llm.tailed_entries)
+        message = request(llm_pb2.TailLogsRequest, from_sequence=from_sequence, model_id=model_id)
+        return self._stream(self._llm.TailLogs, message, convert_common.log_entries)
 
-    async def clear_llm_logs(self) -> None:
+    async def clear_llm_logs(self, *, model_id: str | None = None) -> None:
         """Forget the LLM engine's log, in memory and on disk. Sequence numbers go on. Raises FileSystemError."""
-        await self._call(self._llm.ClearLogs, llm_pb2.ClearLogsRequest())
+        await self._call(self._llm.ClearLogs, request(llm_pb2.ClearLogsRequest, model_id=model_id))
 
     async def plan_image_generation(self, need: ImageNeed = ImageNeed()) -> ImagePlan:  # noqa: B008 - frozen
         """What making an image would take: whether the LLM would have to be offloaded for it, and why.
@@ -343,14 +368,14 @@ class AsyncResourceClient(_AsyncClient):
         message = convert_orchestration.plan_request(need)
         return convert_orchestration.plan_from_pb(await self._call(self._orchestration.PlanImageGeneration, message))
 
-    async def get_offloaded_llm(self) -> OffloadedLlm | None:
+    async def get_offloaded_llm(self, model_id: str | None = None) -> OffloadedLlm | None:
         """The LLM that was offloaded and is to come back, or None."""
-        message = orchestration_pb2.GetOffloadedLlmRequest()
+        message = request(orchestration_pb2.GetOffloadedLlmRequest, model_id=model_id)
         return convert_orchestration.offloaded_from_pb(await self._call(self._orchestration.GetOffloadedLlm, message))
 
-    async def forget_offloaded_llm(self, timeout: float = 60) -> bool:
+    async def forget_offloaded_llm(self, model_id: str | None = None, *, timeout: float = 60) -> bool:
         """Give up on the LLM that was offloaded: it stays stopped. Returns whether there was one."""
-        message = orchestration_pb2.ForgetOffloadedLlmRequest()
+        message = request(orchestration_pb2.ForgetOffloadedLlmRequest, model_id=model_id)
         return (await self._call(self._orchestration.ForgetOffloadedLlm, message, timeout)).forgotten
 
     def hold_lease(self, tenant_id: str, need: ImageNeed, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
@@ -442,12 +467,12 @@ class AsyncImageClient(_AsyncClient):
         Raises InvalidRequestError for a negative number.
         """
         response = await self._call(self._engine.ListLogs, request(engine_pb2.ListLogsRequest, lines=lines))
-        return [convert.log_entry_from_pb(entry) for entry in response.entries]
+        return convert_common.log_entries(response)
 
     def tail_engine_logs(self, from_sequence: int | None = None) -> AsyncGenerator[LogEntry, None]:
         """The engine's log from a sequence number on, then each new line; without one only new lines."""
         message = request(engine_pb2.TailLogsRequest, from_sequence=from_sequence)
-        return self._stream(self._engine.TailLogs, message, convert.tailed_entries)
+        return self._stream(self._engine.TailLogs, message, convert_common.log_entries)
 
     async def clear_engine_logs(self) -> None:
         """Forget the engine's log. Sequence numbers go on."""

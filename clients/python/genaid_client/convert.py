@@ -1,7 +1,7 @@
 """Where messages of the contract become results and arguments become messages; no calls here.
 
 Those about the machine are in `convert_system`, those about the LLM engine in `convert_llm`, those about shared memory
-in `convert_orchestration`.
+in `convert_orchestration`, and what all services say the same way in `convert_common`.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.resource.v1 import downloads_pb2, models_pb2
+from genaid_client.convert_common import engine_fields
 from genaid_client.messages import Names, mirror, request, to_duration, to_seconds
 from genaid_client.types import (
     Component,
@@ -29,12 +30,9 @@ from genaid_client.types import (
     GenerationSpec,
     GenerationState,
     GgufMetadata,
-    Health,
     HuggingFaceSource,
     Image,
     ImageInfo,
-    LogEntry,
-    LogLevel,
     MetadataStrategy,
     Model,
     ModelFile,
@@ -43,7 +41,6 @@ from genaid_client.types import (
     ModelType,
     Progress,
     Sampler,
-    ServerState,
     SourceType,
     Stage,
     Verification,
@@ -57,9 +54,6 @@ COMPONENTS: Final = Names(Component, models_pb2.Component)
 STRATEGIES: Final = Names(MetadataStrategy, models_pb2.MetadataStrategy)
 VERIFICATIONS: Final = Names(Verification, models_pb2.Verification)
 PHASES: Final = Names(DownloadPhase, downloads_pb2.DownloadPhase)
-SERVER_STATES: Final = Names(ServerState, engine_pb2.ServerState)
-HEALTHS: Final = Names(Health, engine_pb2.Health)
-LOG_LEVELS: Final = Names(LogLevel, engine_pb2.LogLevel)
 GENERATION_STATES: Final = Names(GenerationState, generation_pb2.GenerationState)
 STAGES: Final = Names(Stage, generation_pb2.Stage)
 SAMPLERS: Final = Names(Sampler, generation_pb2.Sampler)
@@ -252,17 +246,11 @@ def engine_from_pb(message: engine_pb2.Engine) -> Engine:
     return mirror(
         Engine,
         message,
-        state=SERVER_STATES.from_pb(message.state) or ServerState.STARTING,
-        health=HEALTHS.from_pb(message.health) or Health.UNKNOWN,
+        **engine_fields(message),
         load_seconds=to_seconds(message.load_duration) if message.HasField("load_duration") else None,
         options=mirror(EngineOptions, message.options),
         keep_alive_seconds=to_seconds(message.keep_alive),
     )
-
-
-def log_entry_from_pb(message: engine_pb2.LogEntry) -> LogEntry:
-    """One line of the log."""
-    return mirror(LogEntry, message, level=LOG_LEVELS.from_pb(message.level) or LogLevel.INFO, raw="")
 
 
 def generation_from_pb(message: generation_pb2.Generation) -> Generation:
@@ -274,7 +262,11 @@ def generation_from_pb(message: generation_pb2.Generation) -> Generation:
         spec=mirror(GenerationSpec, message.spec, sampler=SAMPLERS.from_pb(message.spec.sampler)),
         progress=_progress_from_pb(message.progress) if message.HasField("progress") else None,
         images=tuple(mirror(ImageInfo, image) for image in message.images),
-        error=mirror(GenerationFailure, message.error) if message.HasField("error") else None,
+        error=(
+            mirror(GenerationFailure, message.error, facts=dict(message.error.facts))
+            if message.HasField("error")
+            else None
+        ),
         duration_seconds=to_seconds(message.duration) if message.HasField("duration") else None,
     )
 
@@ -298,11 +290,6 @@ class Page(Protocol):
 def watched_engine(response: engine_pb2.WatchEngineResponse) -> Iterable[Engine]:
     """What one message of WatchEngine carries."""
     return (engine_from_pb(response.engine),)
-
-
-def tailed_entries(response: engine_pb2.TailLogsResponse) -> Iterable[LogEntry]:
-    """What one message of TailLogs carries."""
-    return map(log_entry_from_pb, response.entries)
 
 
 def watched_generation(response: generation_pb2.WatchGenerationResponse) -> Iterable[Generation]:

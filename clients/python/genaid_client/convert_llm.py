@@ -2,19 +2,13 @@
 
 import uuid
 from collections.abc import Iterable
-from typing import Final
 
 from genaid.resource.v1 import llm_pb2
+from genaid_client.convert_common import engine_fields
 from genaid_client.convert_system import llm_config_from_pb, llm_config_to_pb
-from genaid_client.messages import Names, mirror, request, to_seconds
-from genaid_client.types import Health, LogEntry, LogLevel, ServerState
-from genaid_client.types_llm import Llm, LlmEvent, LlmServing
+from genaid_client.messages import mirror, request, to_seconds
+from genaid_client.types_llm import Llm, LlmServing
 from genaid_client.types_system import LlmConfig
-
-SERVER_STATES: Final = Names(ServerState, llm_pb2.ServerState)
-HEALTHS: Final = Names(Health, llm_pb2.Health)
-EVENTS: Final = Names(LlmEvent, llm_pb2.LlmEvent)
-LOG_LEVELS: Final = Names(LogLevel, llm_pb2.LogLevel)
 
 
 def start_llm_request(
@@ -53,26 +47,14 @@ def llm_from_pb(message: llm_pb2.Llm) -> Llm:
     return mirror(
         Llm,
         message,
-        state=SERVER_STATES.from_pb(message.state) or ServerState.STARTING,
-        health=HEALTHS.from_pb(message.health) or Health.UNKNOWN,
+        **engine_fields(message),
         load_seconds=to_seconds(message.load_duration) if message.HasField("load_duration") else None,
-        last_event=EVENTS.from_pb(message.last_event),
         config=llm_config_from_pb(message.config) if message.HasField("config") else None,
         serving=serving_from_pb(message.serving) if message.HasField("serving") else None,
         reasons=dict(message.reasons),
     )
 
 
-def log_entry_from_pb(message: llm_pb2.LogEntry) -> LogEntry:
-    """One line of the log."""
-    return mirror(LogEntry, message, level=LOG_LEVELS.from_pb(message.level) or LogLevel.INFO)
-
-
 def watched_llm(response: llm_pb2.WatchLlmResponse) -> Iterable[Llm]:
     """What one message of WatchLlm carries."""
     return (llm_from_pb(response.llm),)
-
-
-def tailed_entries(response: llm_pb2.TailLogsResponse) -> Iterable[LogEntry]:
-    """What one message of TailLogs carries."""
-    return map(log_entry_from_pb, response.entries)

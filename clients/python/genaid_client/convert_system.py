@@ -21,6 +21,7 @@ from genaid_client.types_system import (
     Placement,
     Ram,
     Recommendations,
+    ServerVersion,
     SystemCapabilities,
 )
 
@@ -105,6 +106,11 @@ def memory_from_pb(message: system_pb2.MemorySnapshot) -> MemorySnapshot:
 def watched_memory(response: system_pb2.WatchMemoryResponse) -> Iterable[MemorySnapshot]:
     """What one message of WatchMemory carries."""
     return (memory_from_pb(response.memory),)
+
+
+def version_from_pb(message: system_pb2.GetVersionResponse) -> ServerVersion:
+    """What runs."""
+    return mirror(ServerVersion, message, addresses=dict(message.addresses))
 
 
 def check_from_pb(message: system_pb2.CheckModelResponse) -> ModelCheck:

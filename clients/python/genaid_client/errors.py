@@ -6,7 +6,8 @@ A message is for people and never decides anything.
 
 from collections.abc import Mapping
 
-from genaid_client.types import Download
+from genaid_client.types_downloads import Download
+from genaid_client.types_images import Generation
 
 
 class GenaidError(Exception):
@@ -135,10 +136,12 @@ def error_for(reason: str, message: str, metadata: Mapping[str, str]) -> GenaidE
     return error
 
 
-def raise_for_failure(download: Download) -> None:
-    """Raise the exception that belongs to the code of a download that failed; return for every other download.
+def raise_for_failure(ended: Download | Generation) -> None:
+    """Raise the exception that belongs to the code of a download or generation that failed; return for every other.
 
-    Raises DownloadError, ChecksumError, InsufficientResourcesError, InvalidRequestError or FileSystemError.
+    Its metadata are the facts. Raises DownloadError, ChecksumError, InsufficientResourcesError, InvalidRequestError or
+    FileSystemError for a download; BackendError, IoError, InsufficientResourcesError, ModelNotFoundError or ServerError
+    for a generation.
     """
-    if download.error is not None:
-        raise error_for(download.error.code, download.error.message, download.error.facts)
+    if ended.error is not None:
+        raise error_for(ended.error.code, ended.error.message, ended.error.facts)

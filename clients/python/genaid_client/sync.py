@@ -15,7 +15,7 @@ from genaid.resource.v1.llm_pb2_grpc import LlmServiceStub
 from genaid.resource.v1.models_pb2_grpc import ModelServiceStub
 from genaid.resource.v1.orchestration_pb2_grpc import OrchestrationServiceStub
 from genaid.resource.v1.system_pb2_grpc import SystemServiceStub
-from genaid_client import convert, convert_llm, convert_orchestration, convert_system
+from genaid_client import convert, convert_common, convert_llm, convert_orchestration, convert_system
 from genaid_client.channel import OPTIONS, typed_errors
 from genaid_client.messages import request
 from genaid_client.tracing import call_metadata
@@ -36,7 +36,14 @@ from genaid_client.types import (
 )
 from genaid_client.types_llm import Llm, LlmServing
 from genaid_client.types_orchestration import ImageNeed, ImagePlan, Lease, LeaseList, OffloadedLlm
-from genaid_client.types_system import LlmConfig, LlmRecommendation, MemorySnapshot, ModelCheck, SystemCapabilities
+from genaid_client.types_system import (
+    LlmConfig,
+    LlmRecommendation,
+    MemorySnapshot,
+    ModelCheck,
+    ServerVersion,
+    SystemCapabilities,
+)
 
 
 class _Client:
@@ -99,7 +106,12 @@ class _Client:
 
 
 class ResourceClient(_Client):
-    """The resource manager: models that are installed or on their way, the machine, its memory, and the LLM engine."""
+    """The resource manager: models that are installed or on their way, the machine, its memory, and the LLM engine.
+
+    Calls about the LLM engine take the id of its model: where there is no engine of that model they raise
+    ModelNotFoundError, with `modelId` and, if there is one, `engineModelId` in its metadata. None means the engine that
+    there is.
+    """
 
     def __init__(self, address: str, *, timeout: float = 10.0, channel: grpc.Channel | None = None) -> None:
         super().__init__(address, timeout=timeout, channel=channel)
@@ -210,6 +222,11 @@ class ResourceClient(_Client):
         message = request(downloads_pb2.WatchDownloadRequest, download_id=download_id)
         return self._stream(self._downloads.WatchDownload, message, convert.watched_download)
 
+    def get_version(self) -> ServerVersion:
+        """What runs there: the versions of genaid and of its contracts, where its data is, and where it listens."""
+        response = self._call(self._system.GetVersion, system_pb2.GetVersionRequest())
+        return convert_system.version_from_pb(response)
+
     def get_capabilities(self, refresh: bool = False) -> SystemCapabilities:
         """What the machine has and what is recommended for it; `refresh` detects anew what is otherwise kept a minute.
 
@@ -279,44 +296,50 @@ class ResourceClient(_Client):
         response = self._call(self._llm.StartLlm, message, timeout)
         return convert_llm.llm_from_pb(response.llm)
 
-    def stop_llm(self, timeout: float = 60) -> Llm:
+    def stop_llm(self, model_id: str | None = None, *, timeout: float = 60) -> Llm:
         """Stop the LLM engine and free its memory; it is no error where it does not run."""
-        response = self._call(self._llm.StopLlm, llm_pb2.StopLlmRequest(), timeout)
+        response = self._call(self._llm.StopLlm, request(llm_pb2.StopLlmRequest, model_id=model_id), timeout)
         return convert_llm.llm_from_pb(response.llm)
 
-    def restart_llm(self, timeout: float = 3600) -> Llm:
+    def restart_llm(self, model_id: str | None = None, *, timeout: float = 3600) -> Llm:
         """Stop the LLM engine, and start it again with the same model and options.
 
         Raises ServerError where it has never been started; else what `start_llm` raises.
         """
-        response = self._call(self._llm.RestartLlm, llm_pb2.RestartLlmRequest(), timeout)
+        message = request(llm_pb2.RestartLlmRequest, model_id=model_id)
+        response = self._call(self._llm.RestartLlm, message, timeout)
         return convert_llm.llm_from_pb(response.llm)
 
-    def get_llm(self) -> Llm:
+    def get_llm(self, model_id: str | None = None) -> Llm:
         """The LLM engine as it is now, its health asked for anew."""
-        response = self._call(self._llm.GetLlm, llm_pb2.GetLlmRequest())
+        response = self._call(self._llm.GetLlm, request(llm_pb2.GetLlmRequest, model_id=model_id))
         return convert_llm.llm_from_pb(response.llm)
 
-    def watch_llm(self) -> Generator[Llm, None, None]:
+    def watch_llm(self, model_id: str | None = None) -> Generator[Llm, None, None]:
         """The LLM engine as it is now, then after each change the newest, with the event that led to it."""
-        return self._stream(self._llm.WatchLlm, llm_pb2.WatchLlmRequest(), convert_llm.watched_llm)
+        return self._stream(
+            self._llm.WatchLlm, request(llm_pb2.WatchLlmRequest, model_id=model_id), convert_llm.watched_llm
+        )
 
-    def list_llm_logs(self, lines: int | None = None) -> list[LogEntry]:
+    def list_llm_logs(self, lines: int | None = None, *, model_id: str | None = None) -> list[LogEntry]:
         """The newest lines of the LLM engine's log, the newest last; 100 at most if not told otherwise.
 
         Raises InvalidRequestError for a negative number.
         """
-        response = self._call(self._llm.ListLogs, request(llm_pb2.ListLogsRequest, lines=lines))
-        return [convert_llm.log_entry_from_pb(entry) for entry in response.entries]
+        message = request(llm_pb2.ListLogsRequest, lines=lines, model_id=model_id)
+        response = self._call(self._llm.ListLogs, message)
+        return convert_common.log_entries(response)
 
-    def tail_llm_logs(self, from_sequence: int | None = None) -> Generator[LogEntry, None, None]:
+    def tail_llm_logs(
+        self, from_sequence: int | None = None, *, model_id: str | None = None
+    ) -> Generator[LogEntry, None, None]:
         """The LLM engine's log from a sequence number on, then each new line; without one only new lines."""
-        message = request(llm_pb2.TailLogsRequest, from_sequence=from_sequence)
-        return self._stream(self._llm.TailLogs, message, convert_llm.tailed_entries)
+        message = request(llm_pb2.TailLogsRequest, from_sequence=from_sequence, model_id=model_id)
+        return self._stream(self._llm.TailLogs, message, convert_common.log_entries)
 
-    def clear_llm_logs(self) -> None:
+    def clear_llm_logs(self, *, model_id: str | None = None) -> None:
         """Forget the LLM engine's log, in memory and on disk. Sequence numbers go on. Raises FileSystemError."""
-        self._call(self._llm.ClearLogs, llm_pb2.ClearLogsRequest())
+        self._call(self._llm.ClearLogs, request(llm_pb2.ClearLogsRequest, model_id=model_id))
 
     def plan_image_generation(self, need: ImageNeed = ImageNeed()) -> ImagePlan:  # noqa: B008 - frozen
         """What making an image would take: whether the LLM would have to be offloaded for it, and why.
@@ -327,14 +350,14 @@ class ResourceClient(_Client):
         message = convert_orchestration.plan_request(need)
         return convert_orchestration.plan_from_pb(self._call(self._orchestration.PlanImageGeneration, message))
 
-    def get_offloaded_llm(self) -> OffloadedLlm | None:
+    def get_offloaded_llm(self, model_id: str | None = None) -> OffloadedLlm | None:
         """The LLM that was offloaded and is to come back, or None."""
-        message = orchestration_pb2.GetOffloadedLlmRequest()
+        message = request(orchestration_pb2.GetOffloadedLlmRequest, model_id=model_id)
         return convert_orchestration.offloaded_from_pb(self._call(self._orchestration.GetOffloadedLlm, message))
 
-    def forget_offloaded_llm(self, timeout: float = 60) -> bool:
+    def forget_offloaded_llm(self, model_id: str | None = None, *, timeout: float = 60) -> bool:
         """Give up on the LLM that was offloaded: it stays stopped. Returns whether there was one."""
-        message = orchestration_pb2.ForgetOffloadedLlmRequest()
+        message = request(orchestration_pb2.ForgetOffloadedLlmRequest, model_id=model_id)
         return self._call(self._orchestration.ForgetOffloadedLlm, message, timeout).forgotten
 
     def hold_lease(self, tenant_id: str, need: ImageNeed, *, resident: bool = False) -> Generator[Lease, None, None]:
@@ -424,12 +447,12 @@ class ImageClient(_Client):
         Raises InvalidRequestError for a negative number.
         """
         response = self._call(self._engine.ListLogs, request(engine_pb2.ListLogsRequest, lines=lines))
-        return [convert.log_entry_from_pb(entry) for entry in response.entries]
+        return convert_common.log_entries(response)
 
     def tail_engine_logs(self, from_sequence: int | None = None) -> Generator[LogEntry, None, None]:
         """The engine's log from a sequence number on, then each new line; without one only new lines."""
         message = request(engine_pb2.TailLogsRequest, from_sequence=from_sequence)
-        return self._stream(self._engine.TailLogs, message, convert.tailed_entries)
+        return self._stream(self._engine.TailLogs, message, convert_common.log_entries)
 
     def clear_engine_logs(self) -> None:
         """Forget the engine's log. Sequence numbers go on."""

@@ -3,22 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 
-from genaid_client.types import Health, ServerState
+from genaid_client.types_common import EngineEvent, HealthState, ServerState, StopReason
 from genaid_client.types_system import LlmConfig
-
-
-class LlmEvent(StrEnum):
-    """What happened to the LLM engine."""
-
-    STARTED = "started"
-    READY = "ready"
-    STOPPED = "stopped"
-    CRASHED = "crashed"
-    RESTARTING = "restarting"
-    OFFLOADED = "offloaded"
-    RELOAD_FAILED = "reload_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +30,15 @@ class Llm:
 
     `port`, `pid` and `start_time` are None and `host` is empty without a process; `load_seconds` is None before the
     first load; `config` and `serving` are None and `model_id` is empty before the first start. `load_percentage` is 0
-    to 100. `last_event` is None where nothing has happened yet, or what is not known to this client. `generation`
-    counts the lives of the process. `reasons` say why each setting that was left open is what it is, by its name in
-    LlmConfig. `separates_reasoning` says whether answers carry it as `reasoning_content`. While it is `offloaded` it
-    makes, or has made, room for another engine and comes back by itself: requests are better kept back until then, even
-    where it runs.
+    to 100. `last_event` is None where nothing has happened yet, and `stop_reason` while it has a process; both are
+    where this client doesn't know them. `generation` counts the lives of the process. `reasons` say why each setting
+    that was left open is what it is, by its name in LlmConfig. `separates_reasoning` says whether answers carry it as
+    `reasoning_content`. While it is `offloaded` it makes, or has made, room for another engine and comes back by
+    itself: requests are better kept back until then, even where it runs.
     """
 
     state: ServerState
-    health: Health
+    health: HealthState
     model_id: str
     port: int | None
     host: str
@@ -61,7 +48,7 @@ class Llm:
     restarts: int
     last_error: str
     load_percentage: float
-    last_event: LlmEvent | None
+    last_event: EngineEvent | None
     config: LlmConfig | None
     serving: LlmServing | None
     separates_reasoning: bool
@@ -69,6 +56,7 @@ class Llm:
     generation: int
     reasons: Mapping[str, str]
     offloaded: bool
+    stop_reason: StopReason | None = None
 
     @property
     def base_url(self) -> str | None:
@@ -81,4 +69,4 @@ class Llm:
     @property
     def healthy(self) -> bool:
         """Whether it has answered its health check."""
-        return self.health is Health.OK
+        return self.health is HealthState.OK

@@ -241,3 +241,19 @@ class LlmRecommendation:
     fits: bool
     context_reduced: bool
     reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerVersion:
+    """What runs, where it keeps its data, and where it listens.
+
+    `version` is that of genaid, `contract_revision` a number of the contract's ContractRevision. `data_dir` and
+    `inbox_dir` are absolute paths on the server's machine. `addresses` are those of the contract: `resource` always,
+    `image`, `gateway` and `llm` where they are known.
+    """
+
+    version: str
+    contract_revision: int
+    data_dir: str
+    inbox_dir: str
+    addresses: Mapping[str, str]

@@ -11,10 +11,10 @@ import typer
 
 from genaid_client import (
     AsyncResourceClient,
+    EngineEvent,
     GenaidError,
     InvalidRequestError,
     Llm,
-    LlmEvent,
     LlmServing,
     Model,
     ModelNotFoundError,
@@ -176,7 +176,7 @@ async def _settled(client: AsyncResourceClient, tell: Tell) -> Llm:
 
 
 def _why_it_waits(now: Llm) -> list[str]:
-    failed = now.last_event is LlmEvent.RELOAD_FAILED
+    failed = now.last_event is EngineEvent.RELOAD_FAILED
     return [OFFLOADED, *([f"It can't be loaded yet: {printable(last_error(now))}"] if failed else [])]
 
 

@@ -3,27 +3,28 @@
 from collections.abc import Iterator
 from typing import Final
 
-from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf import duration_pb2
 
+from genaid.common.v1 import engines_pb2
 from genaid.image.v1 import engine_pb2, generation_pb2
+from genaid_server.common.convert import event_to_pb, state_to_pb, stop_reason_to_pb
+from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.image.core.engine import EngineInfo
-from genaid_server.image.core.generations import Generation, ImageInfo, State
+from genaid_server.image.core.generations import Failure, Generation, ImageInfo, State
 from genaid_server.image.core.process import EngineOptions
 from genaid_server.image.core.progress import Progress, Stage
 from genaid_server.image.core.spec import GenerationSpec, Sampler, choose_seed
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.supervision.logbook import Level, LogRecord
+from genaid_server.supervision.stop_reason import stop_reason
 from genaid_server.supervision.supervisor import State as ServerState
 
-_SERVER_STATES = {state: engine_pb2.ServerState.Value(f"SERVER_STATE_{state.name}") for state in ServerState}
 _HEALTH = {
-    ServerState.STOPPED: engine_pb2.HEALTH_UNKNOWN,
-    ServerState.STARTING: engine_pb2.HEALTH_LOADING,
-    ServerState.RUNNING: engine_pb2.HEALTH_OK,
-    ServerState.STOPPING: engine_pb2.HEALTH_UNKNOWN,
-    ServerState.CRASHED: engine_pb2.HEALTH_ERROR,
+    ServerState.STOPPED: engines_pb2.HEALTH_STATE_UNKNOWN,
+    ServerState.STARTING: engines_pb2.HEALTH_STATE_LOADING,
+    ServerState.RUNNING: engines_pb2.HEALTH_STATE_OK,
+    ServerState.STOPPING: engines_pb2.HEALTH_STATE_UNKNOWN,
+    ServerState.CRASHED: engines_pb2.HEALTH_STATE_ERROR,
 }
-_LEVELS = {level: engine_pb2.LogLevel.Value(f"LOG_LEVEL_{level.name}") for level in Level}
 _STATES = {state: generation_pb2.GenerationState.Value(f"GENERATION_STATE_{state.name}") for state in State}
 _STAGES = {stage: generation_pb2.Stage.Value(f"STAGE_{stage.name}") for stage in Stage}
 _SAMPLERS = {sampler: generation_pb2.Sampler.Value(f"SAMPLER_{sampler.name}") for sampler in Sampler}
@@ -31,19 +32,6 @@ _SAMPLERS_BACK = {number: sampler for sampler, number in _SAMPLERS.items()}
 _STATES_BACK: dict[int, State] = {number: state for state, number in _STATES.items()}
 CHUNK: Final = 1_048_576
 DEFAULTS: Final = GenerationSpec("any")
-
-
-def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    """A point in time, from seconds since the epoch, to the millisecond."""
-    milliseconds = round(seconds * 1000)
-    return timestamp_pb2.Timestamp(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
-
-
-def duration(seconds: float) -> duration_pb2.Duration:
-    """A span of time, from seconds."""
-    result = duration_pb2.Duration()
-    result.FromMicroseconds(round(seconds * 1e6))
-    return result
 
 
 def seconds_from_pb(value: duration_pb2.Duration) -> float:
@@ -58,22 +46,23 @@ def engine_to_pb(info: EngineInfo) -> engine_pb2.Engine:
     if life.state is ServerState.STARTING and life.to_load:
         loaded = 100.0 * life.loaded / life.to_load
     return engine_pb2.Engine(
-        state=_SERVER_STATES[life.state],
+        state=state_to_pb(life.state),
         health=_HEALTH[life.state],
         busy=info.busy,
         model_id=config.model_id if config else "",
         pid=life.pid,
-        start_time=timestamp(life.started_at) if life.started_at is not None else None,
-        load_duration=duration(life.load_seconds) if life.load_seconds is not None else None,
+        start_time=time_to_pb(life.started_at) if life.started_at is not None else None,
+        load_duration=duration_to_pb(life.load_seconds) if life.load_seconds is not None else None,
         threads=config.threads if config else 0,
         options=options_to_pb(config.options) if config else None,
-        keep_alive=duration(info.keep_alive),
+        keep_alive=duration_to_pb(info.keep_alive),
         restarts=life.restarts,
         last_error=life.last_error,
         load_percentage=loaded,
-        last_event=life.event,
+        last_event=event_to_pb(life.event),
         variant=config.variant if config else "",
         accepting=info.accepting,
+        stop_reason=stop_reason_to_pb(stop_reason(life)),
     )
 
 
@@ -102,13 +91,6 @@ def options_from_pb(options: engine_pb2.EngineOptions) -> EngineOptions:
         vae_tiling=options.vae_tiling,
         memory_map=options.memory_map,
         max_vram_bytes=options.max_vram_bytes,
-    )
-
-
-def record_to_pb(record: LogRecord) -> engine_pb2.LogEntry:
-    """A log line for callers."""
-    return engine_pb2.LogEntry(
-        sequence=record.sequence, time=timestamp(record.time), level=_LEVELS[record.level], message=record.message
     )
 
 
@@ -151,18 +133,21 @@ def generation_to_pb(generation: Generation) -> generation_pb2.Generation:
         id=generation.id,
         state=_STATES[generation.state],
         spec=spec_to_pb(generation.spec),
-        create_time=timestamp(generation.created_at),
-        update_time=timestamp(generation.updated_at),
-        expire_time=timestamp(generation.expires_at) if generation.expires_at is not None else None,
+        create_time=time_to_pb(generation.created_at),
+        update_time=time_to_pb(generation.updated_at),
+        expire_time=time_to_pb(generation.expires_at) if generation.expires_at is not None else None,
         progress=progress_to_pb(generation.progress) if generation.progress else None,
         images=[image_to_pb(image) for image in generation.images],
-        error=generation_pb2.GenerationError(code=generation.failure.code, message=generation.failure.message)
-        if generation.failure
-        else None,
-        duration=duration(generation.seconds) if generation.seconds is not None else None,
+        error=failure_to_pb(generation.failure) if generation.failure else None,
+        duration=duration_to_pb(generation.seconds) if generation.seconds is not None else None,
         model_id=generation.model_id,
         queue_position=generation.queue_position,
     )
+
+
+def failure_to_pb(failure: Failure) -> generation_pb2.GenerationError:
+    """Why a generation failed, for callers."""
+    return generation_pb2.GenerationError(code=failure.code, message=failure.message, facts=failure.facts)
 
 
 def progress_to_pb(progress: Progress) -> generation_pb2.Progress:

@@ -1,11 +1,13 @@
 """The image worker's services: each call converts, asks the core, and converts back."""
 
 from collections.abc import AsyncIterator
-from typing import Final
+from types import ModuleType
+from typing import ClassVar, Final
 
 import grpc.aio
 
 from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
+from genaid_server.common.logs import LogServicer
 from genaid_server.image import convert
 from genaid_server.image.core.engine import Engine
 from genaid_server.image.core.generations import MAX_REQUEST_ID, Generation, Generations, State
@@ -21,7 +23,7 @@ from genaid_server.kit.errors import (
 )
 from genaid_server.kit.paging import page
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.supervision.logbook import Logbook, in_portions, lines_asked, newest_within
+from genaid_server.supervision.logbook import Logbook
 
 _FAILURES: Final[dict[str, type[DomainError]]] = {
     each.reason: each
@@ -31,8 +33,10 @@ _FAILURES: Final[dict[str, type[DomainError]]] = {
 type Context = grpc.aio.ServicerContext[object, object]
 
 
-class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
+class EngineServicer(LogServicer, engine_pb2_grpc.EngineServiceServicer):
     """EngineService."""
+
+    messages: ClassVar[ModuleType] = engine_pb2
 
     def __init__(self, engine: Engine, generations: Generations, logbook: Logbook) -> None:
         self._engine, self._generations, self._logbook = engine, generations, logbook
@@ -71,30 +75,9 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         async for info in self._engine.info.watch():
             yield engine_pb2.WatchEngineResponse(engine=convert.engine_to_pb(info))
 
-    async def ListLogs(  # noqa: N802
-        self, request: engine_pb2.ListLogsRequest, context: Context
-    ) -> engine_pb2.ListLogsResponse:
-        """The newest log lines."""
-        lines = lines_asked(request.lines if request.HasField("lines") else None)
-        return engine_pb2.ListLogsResponse(
-            entries=[convert.record_to_pb(record) for record in newest_within(self._logbook.tail(lines))]
-        )
-
-    async def TailLogs(  # noqa: N802
-        self, request: engine_pb2.TailLogsRequest, context: Context
-    ) -> AsyncIterator[engine_pb2.TailLogsResponse]:
-        """Log lines as they come."""
-        start = request.from_sequence if request.HasField("from_sequence") else None
-        async for records in self._logbook.watch(start):
-            for portion in in_portions(records):
-                yield engine_pb2.TailLogsResponse(entries=[convert.record_to_pb(record) for record in portion])
-
-    async def ClearLogs(  # noqa: N802
-        self, request: engine_pb2.ClearLogsRequest, context: Context
-    ) -> engine_pb2.ClearLogsResponse:
-        """Forget the log."""
-        self._logbook.clear()
-        return engine_pb2.ClearLogsResponse()
+    def logbook_of(self, request: object) -> Logbook:
+        """The engine's log."""
+        return self._logbook
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from genaid_server.kit.watchable import Watchable
-from genaid_server.resource.core.llm.server import LlmInfo
+from genaid_server.resource.core.llm.info import LlmInfo
 from genaid_server.supervision.supervisor import State
 
 log = logging.getLogger(__name__)

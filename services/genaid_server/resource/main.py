@@ -33,7 +33,8 @@ from genaid_server.resource.core.leases.leases import Leases
 from genaid_server.resource.core.leases.measuring import SurveyedMemory
 from genaid_server.resource.core.leases.usage import Usage
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
-from genaid_server.resource.core.llm.server import Llm, LlmSettings
+from genaid_server.resource.core.llm.engine import LlmEngine
+from genaid_server.resource.core.llm.life import LlmSettings
 from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.machine import this_machine
 from genaid_server.resource.core.system.survey import Survey
@@ -45,7 +46,7 @@ from genaid_server.resource.servicers.downloads import DownloadServicer
 from genaid_server.resource.servicers.llm import LlmServicer
 from genaid_server.resource.servicers.models import ModelServicer
 from genaid_server.resource.servicers.orchestration import OrchestrationServicer
-from genaid_server.resource.servicers.system import SystemServicer
+from genaid_server.resource.servicers.system import Place, SystemServicer
 from genaid_server.supervision.logbook import Logbook
 from genaid_server.supervision.supervisor import RestartPolicy
 
@@ -55,11 +56,16 @@ SETTLE_SECONDS: Final = 2.5
 
 @dataclass(frozen=True, slots=True)
 class Manager:
-    """A resource manager that runs, where it listens. Once `settle` is called it starts no engine any more: for whoever
-    is about to end the services that hold leases, which would make room for the LLM to come back."""
+    """A resource manager that runs, where it listens.
+
+    Once `settle` is called it starts no engine any more: for whoever is about to end the services that hold leases,
+    which would make room for the LLM to come back. `announce` tells it where a service listens that runs beside it, by
+    the names that GetVersion has for them.
+    """
 
     address: Address
     settle: Callable[[], None]
+    announce: Callable[[str, str], None]
 
     def __str__(self) -> str:
         return str(self.address)
@@ -85,7 +91,7 @@ async def serve(config: ResourceSettings) -> AsyncIterator[Manager]:
             watches = MemoryWatches(survey.memory)
             headers = SourceHeaders(remote, config.downloads.stall_seconds)
             async with (
-                Llm(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm,
+                LlmEngine(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm,
                 llm_logged(llm.info),
             ):
                 store.in_use = llm.use_of
@@ -98,6 +104,8 @@ async def serve(config: ResourceSettings) -> AsyncIterator[Manager]:
                     watches.end()
                     logbook.end_watches()
 
+                listening = {"resource": str(config.resource.listen)}  # its port is the one asked for, unless that is 0
+                place = Place(config.data_dir.absolute(), store.inbox, lambda: listening | _address_of(llm))
                 services = [
                     _service(
                         models_pb2,
@@ -115,7 +123,7 @@ async def serve(config: ResourceSettings) -> AsyncIterator[Manager]:
                         system_pb2,
                         "SystemService",
                         system_pb2_grpc.add_SystemServiceServicer_to_server,
-                        SystemServicer(advisor, survey, watches),
+                        SystemServicer(advisor, survey, watches, place),
                     ),
                     _service(
                         orchestration_pb2,
@@ -131,18 +139,25 @@ async def serve(config: ResourceSettings) -> AsyncIterator[Manager]:
                     ),
                 ]
                 async with rpc.serve(config.resource.listen, services, end_watches) as address:
-                    await _start_configured(llm, config.llm)
-                    yield Manager(address, leases.close)
+                    listening["resource"] = str(address)
+                    llm.recover(_configured(config.llm))
+                    yield Manager(address, leases.close, listening.__setitem__)
     finally:
         await store.close()
         logbook.close()
 
 
-async def _start_configured(llm: Llm, settings: LlmConfig) -> None:
-    """Have the configured model loaded, unless it is on its way back already."""
-    if settings.model and (llm.offloaded is None or llm.offloaded.model_id != settings.model):
-        await llm.forget()
-        llm.start_later(LlmRequest(settings.model, serving=Serving(port=settings.port)))
+def _configured(settings: LlmConfig) -> LlmRequest | None:
+    """What is to be loaded at the start, None for nothing."""
+    return LlmRequest(settings.model, serving=Serving(port=settings.port)) if settings.model else None
+
+
+def _address_of(llm: LlmEngine) -> dict[str, str]:
+    """Where the LLM engine listens, by its name, while that is known."""
+    info = llm.present()
+    if info.life.config is None or not info.port:
+        return {}
+    return {"llm": f"http://{Address(info.life.config.serving.host, info.port)}"}
 
 
 def _leases(config: ResourceSettings, survey: Survey) -> Leases:

@@ -7,6 +7,7 @@ it is killed, and those of a child that ended by itself are not found any more.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +21,10 @@ import psutil
 
 from genaid_server.kit.tasks import to_the_end
 
+log = logging.getLogger(__name__)
+
+DEATH_TIMEOUT: Final = 30.0
+"""Seconds that a killed process may take to be gone. One that waits for a broken disk or driver may never be."""
 DRAIN_TIMEOUT: Final = 1.0  # seconds to wait for a dead child's last output; a grandchild may hold the pipes
 
 
@@ -87,9 +92,13 @@ class Child(asyncio.SubprocessProtocol):
             self._signal_group(getattr(signal, "SIGKILL", signal.SIGTERM))
 
     async def kill(self) -> None:
-        """End the whole group at once and wait for it."""
+        """End the whole group at once and wait for it, DEATH_TIMEOUT at most."""
         self.strike()
-        await self.exited()
+        await asyncio.wait([self._exited], timeout=DEATH_TIMEOUT)
+        if self.alive:
+            log.error("process %d was killed, and is not gone after %g s; it is left behind", self.pid, DEATH_TIMEOUT)
+        else:
+            await self.exited()
         pipe = self._stdin()
         if pipe is not None and pipe.get_write_buffer_size():
             pipe.abort()  # what nobody read would keep it open for as long as a grandchild holds the other end

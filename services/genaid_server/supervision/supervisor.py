@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.errors import BackendError, DomainError, ServerBusyError, ServerError
@@ -77,7 +77,10 @@ class RestartPolicy:
 
 @dataclass(frozen=True)
 class Snapshot[C]:
-    """An engine as it is at one moment. Times are in seconds since the epoch."""
+    """An engine as it is at one moment. Times are in seconds since the epoch.
+
+    `last_error_reason` is the stable reason of the error that `last_error` tells of, for people.
+    """
 
     state: State = State.STOPPED
     config: C | None = None
@@ -88,7 +91,12 @@ class Snapshot[C]:
     to_load: int = 0
     restarts: int = 0
     last_error: str = ""
+    last_error_reason: str = ""
     event: str = ""
+
+    def with_config[D](self, config: D | None) -> "Snapshot[D]":
+        """The same of an engine that is configured otherwise, for those who see it in their own words."""
+        return cast("Snapshot[D]", replace(cast("Snapshot[Any]", self), config=config))
 
 
 @dataclass(frozen=True)
@@ -313,6 +321,7 @@ class Supervisor[C, R: Run]:
             state=State.RUNNING,
             event="ready",
             last_error="",
+            last_error_reason="",
             load_seconds=self._serving_since - self._begun,
             loaded=self.snapshot.value.to_load,
         )
@@ -331,7 +340,14 @@ class Supervisor[C, R: Run]:
             log.warning("the %s did not start: %s", self._name, cause)
         else:
             log.error("the %s crashed: %s", self._name, cause)
-        self._set(state=State.CRASHED, event="crashed", pid=None, started_at=None, last_error=error.message)
+        self._set(
+            state=State.CRASHED,
+            event="crashed",
+            pid=None,
+            started_at=None,
+            last_error=error.message,
+            last_error_reason=error.reason,
+        )
         told = self._fail_waiters(error) and since is None
         if self._policy.automatic and not told and self._attempts < self._policy.limit:
             self._attempts += 1

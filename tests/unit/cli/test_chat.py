@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from contract.scripted import Script, serve
 from fakes.chat_engine import DONE, HOLD, OK, ChatEngine, chat_engine, chunk, refused, said
+from genaid.common.v1 import engines_pb2
 from genaid.resource.v1 import llm_pb2
 from genaid_client import BackendError, ConnectionFailedError, GenaidError, InvalidRequestError, ServerBusyError
 from genaid_server.cli.commands.chat import Conversation
@@ -281,7 +282,7 @@ type Genaid = Callable[..., Any]
 
 
 def running(engine: ChatEngine) -> llm_pb2.GetLlmResponse:
-    state = llm_pb2.SERVER_STATE_RUNNING
+    state = engines_pb2.SERVER_STATE_RUNNING
     return llm_pb2.GetLlmResponse(
         llm=llm_pb2.Llm(state=state, model_id="tiny", host="127.0.0.1", port=engine.port, pid=7)
     )
@@ -419,7 +420,7 @@ async def test_an_error_ends_a_conversation_from_a_pipe(genaid: Genaid, engine: 
 
 async def test_an_engine_that_was_stopped_meanwhile(genaid: Genaid, script: Script) -> None:
     script.steps["GetLlm"] = [
-        llm_pb2.GetLlmResponse(llm=llm_pb2.Llm(state=llm_pb2.SERVER_STATE_RUNNING, model_id="tiny"))
+        llm_pb2.GetLlmResponse(llm=llm_pb2.Llm(state=engines_pb2.SERVER_STATE_RUNNING, model_id="tiny"))
     ]
     result = await genaid("chat", "hi")
     assert result.exit_code == 1

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from contract.scripted import Flag, Script, serve
 from fakes.chat_engine import ChatEngine, chat_engine, refused, said
+from genaid.common.v1 import engines_pb2
 from genaid.image.v1 import engine_pb2
 from genaid.resource.v1 import llm_pb2, orchestration_pb2, system_pb2
 from genaid_client import (
@@ -118,19 +119,22 @@ IMPOSSIBLE = orchestration_pb2.PlanImageGenerationResponse(
     suggestion="Choose a smaller model.",
 )
 AWAY = llm_pb2.Llm(
-    state=llm_pb2.SERVER_STATE_STOPPED, model_id="tiny", last_event=llm_pb2.LLM_EVENT_OFFLOADED, offloaded=True
+    state=engines_pb2.SERVER_STATE_STOPPED,
+    model_id="tiny",
+    last_event=engines_pb2.ENGINE_EVENT_OFFLOADED,
+    offloaded=True,
 )
 FAILED = llm_pb2.Llm(
-    state=llm_pb2.SERVER_STATE_STOPPED,
+    state=engines_pb2.SERVER_STATE_STOPPED,
     model_id="tiny",
-    last_event=llm_pb2.LLM_EVENT_RELOAD_FAILED,
+    last_event=engines_pb2.ENGINE_EVENT_RELOAD_FAILED,
     last_error="It was killed.",
     offloaded=True,
 )
-RELOADING = llm_pb2.Llm(state=llm_pb2.SERVER_STATE_STARTING, model_id="tiny", load_percentage=37, offloaded=True)
-RESTORING = llm_pb2.Llm(state=llm_pb2.SERVER_STATE_RUNNING, model_id="tiny", offloaded=True)
-BACK = llm_pb2.Llm(state=llm_pb2.SERVER_STATE_RUNNING, model_id="tiny", host="127.0.0.1", port=4567, pid=7)
-STOPPED = llm_pb2.Llm(state=llm_pb2.SERVER_STATE_STOPPED, model_id="tiny")
+RELOADING = llm_pb2.Llm(state=engines_pb2.SERVER_STATE_STARTING, model_id="tiny", load_percentage=37, offloaded=True)
+RESTORING = llm_pb2.Llm(state=engines_pb2.SERVER_STATE_RUNNING, model_id="tiny", offloaded=True)
+BACK = llm_pb2.Llm(state=engines_pb2.SERVER_STATE_RUNNING, model_id="tiny", host="127.0.0.1", port=4567, pid=7)
+STOPPED = llm_pb2.Llm(state=engines_pb2.SERVER_STATE_STOPPED, model_id="tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -447,7 +451,7 @@ async def test_only_what_was_offloaded_is_waited_for(script: Script, address: st
 
 
 def at(engine: ChatEngine) -> llm_pb2.Llm:
-    state = llm_pb2.SERVER_STATE_RUNNING
+    state = engines_pb2.SERVER_STATE_RUNNING
     return llm_pb2.Llm(state=state, model_id="tiny", host="127.0.0.1", port=engine.port, pid=7)
 
 

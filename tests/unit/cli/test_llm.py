@@ -16,6 +16,7 @@ from google.rpc import status_pb2
 from typer.testing import CliRunner, Result
 
 from contract.scripted import Flag, Script, serve
+from genaid.common.v1 import engines_pb2, logs_pb2
 from genaid.image.v1 import engine_pb2
 from genaid.resource.v1 import llm_pb2, models_pb2, system_pb2
 from genaid_client import (
@@ -41,8 +42,8 @@ from genaid_server.settings import load
 
 GONE = status_pb2.Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="Socket closed")
 RUNNING = llm_pb2.Llm(
-    state=llm_pb2.SERVER_STATE_RUNNING,
-    health=llm_pb2.HEALTH_OK,
+    state=engines_pb2.SERVER_STATE_RUNNING,
+    health=engines_pb2.HEALTH_STATE_OK,
     model_id="tiny",
     port=4567,
     host="127.0.0.1",
@@ -56,9 +57,13 @@ RUNNING = llm_pb2.Llm(
     generation=3,
     reasons={"threads": "one is left for others"},
 )
-STOPPED = llm_pb2.Llm(state=llm_pb2.SERVER_STATE_STOPPED, health=llm_pb2.HEALTH_UNKNOWN)
+STOPPED = llm_pb2.Llm(state=engines_pb2.SERVER_STATE_STOPPED, health=engines_pb2.HEALTH_STATE_UNKNOWN)
 LOADING = llm_pb2.Llm(
-    state=llm_pb2.SERVER_STATE_STARTING, health=llm_pb2.HEALTH_LOADING, model_id="tiny", load_percentage=37.4, pid=77
+    state=engines_pb2.SERVER_STATE_STARTING,
+    health=engines_pb2.HEALTH_STATE_LOADING,
+    model_id="tiny",
+    load_percentage=37.4,
+    pid=77,
 )
 WITH_LOG = "It could not be loaded: exit status 1. Last lines of its log:\n0.00 E \x1b[31mbad\n0.01 I more"
 
@@ -67,11 +72,11 @@ def now(message: llm_pb2.Llm) -> Llm:
     return convert_llm.llm_from_pb(message)
 
 
-def entry(number: int) -> llm_pb2.LogEntry:
-    return llm_pb2.LogEntry(
+def entry(number: int) -> logs_pb2.LogEntry:
+    return logs_pb2.LogEntry(
         sequence=number,
         time=Timestamp(seconds=1_700_000_000),
-        level=llm_pb2.LOG_LEVEL_ERROR,
+        level=logs_pb2.LOG_LEVEL_ERROR,
         message=f"line {number}",
         raw=f"[then] [ERROR] line {number}",
     )
@@ -344,7 +349,7 @@ async def test_the_newest_lines_as_json(genaid: Genaid) -> None:
 
 @pytest.mark.parametrize(("known", "start"), [([entry(7)], 8), ([], None)])
 async def test_following_misses_nothing_and_ends_with_the_service(
-    genaid: Genaid, script: Script, known: list[llm_pb2.LogEntry], start: int | None
+    genaid: Genaid, script: Script, known: list[logs_pb2.LogEntry], start: int | None
 ) -> None:
     script.steps["ListLogs"] = [llm_pb2.ListLogsResponse(entries=known)]
     result = await genaid("llm", "logs", "-f")
@@ -397,7 +402,7 @@ async def test_what_loads_is_waited_for(script: Script, address: str) -> None:
 @pytest.mark.parametrize(
     ("last", "words"),
     [
-        ([llm_pb2.Llm(state=llm_pb2.SERVER_STATE_CRASHED, last_error="It was killed.")], "It was killed."),
+        ([llm_pb2.Llm(state=engines_pb2.SERVER_STATE_CRASHED, last_error="It was killed.")], "It was killed."),
         ([STOPPED], "stopped meanwhile"),
         ([], "service ended"),
     ],
@@ -413,7 +418,7 @@ async def test_what_does_not_load_is_an_error(
 
 @pytest.mark.parametrize("model", [None, "tiny"])
 async def test_what_has_crashed_comes_back_as_it_was(script: Script, address: str, model: str | None) -> None:
-    crashed = llm_pb2.Llm(state=llm_pb2.SERVER_STATE_CRASHED, model_id="tiny")
+    crashed = llm_pb2.Llm(state=engines_pb2.SERVER_STATE_CRASHED, model_id="tiny")
     script.steps["GetLlm"] = [llm_pb2.GetLlmResponse(llm=crashed)]
     assert await ready(address, model) == now(RUNNING)
     assert [name for name, _ in script.requests] == ["GetLlm", "RestartLlm"]

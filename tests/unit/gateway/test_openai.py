@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from genaid_client import Health, Llm, ServerState
+from genaid_client import HealthState, Llm, ServerState
 from genaid_server.gateway.http.errors import ApiError, invalid
 from genaid_server.gateway.llm.mirror import REPLACED_WITHIN, RESTARTED_WITHIN, View, will_serve
 from genaid_server.gateway.llm.openai import is_openai
@@ -16,7 +16,7 @@ from genaid_server.gateway.llm.openai import is_openai
 def llm(state: ServerState, *, offloaded: bool = False) -> Llm:
     return Llm(
         state=state,
-        health=Health.UNKNOWN,
+        health=HealthState.UNKNOWN,
         model_id="tiny",
         port=None,
         host="",
@@ -61,7 +61,7 @@ def test_an_engine_that_makes_room_comes_back_by_itself(state: ServerState) -> N
     ("change", "since"),
     [
         ({}, 10.0),
-        ({"health": Health.ERROR}, 10.0),
+        ({"health": HealthState.ERROR}, 10.0),
         ({"load_percentage": 50.0}, 10.0),
         ({"state": ServerState.STARTING}, 20.0),
         ({"offloaded": False}, 20.0),

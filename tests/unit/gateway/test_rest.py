@@ -52,6 +52,12 @@ FAILED = replace(
     state=GenerationState.ERROR,
     error=GenerationFailure("BACKEND_ERROR", 'The engine said "server is busy".\nIt died.'),
 )
+REFUSED = replace(
+    FAILED,
+    error=GenerationFailure(
+        "INSUFFICIENT_RESOURCES", "There is too little memory.", {"required": "2048", "available": "1024"}
+    ),
+)
 CANCELLED = replace(PENDING, state=GenerationState.CANCELLED)
 
 
@@ -92,6 +98,7 @@ def field_refusal(name: str, value: Any) -> str:
         ("complete.json", rest.complete(COMPLETE, [b"\x89PNG"])),
         ("complete_batch.json", rest.complete(BATCH, [b"\x89PNG", b"\x89PNG!"])),
         ("error.json", rest.state(FAILED)),
+        ("error_details.json", rest.state(REFUSED)),
         ("cancelled.json", rest.state(CANCELLED)),
         ("delete.json", rest.cancelled("gen_1")),
         ("health.json", rest.health(busy=True)),
@@ -107,6 +114,7 @@ def test_documented_shape(name: str, body: bytes) -> None:
         ("event_in_progress.txt", rest.event(RUNNING)),
         ("event_complete.txt", rest.event(BATCH)),
         ("event_error.txt", rest.event(FAILED)),
+        ("event_error_details.txt", rest.event(REFUSED)),
         ("event_lost.txt", rest.error_event(ApiError(503, "SERVER_ERROR", "The image worker can't be reached."))),
     ],
 )

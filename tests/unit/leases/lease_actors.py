@@ -5,14 +5,13 @@ Everybody is cooperative: engines take no more than they were granted, and leave
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from genaid_server.kit.errors import DomainError, NotFoundError
 from genaid_server.resource.core.fitting.footprint import Amount, MemoryKind
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
-from genaid_server.resource.core.leases.leases import Leases, Leave, Tenancy
+from genaid_server.resource.core.leases.leases import Leases, Tenancy
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measured
 from unit.leases.lease_machine import image, llm
 
@@ -212,8 +211,6 @@ class Session:
 class Actor(ABC):
     """Somebody who runs an engine."""
 
-    leave: Leave | None = None
-
     def __init__(self, world: World) -> None:
         self.world = world
         self.engine: Engine | None = None
@@ -257,7 +254,7 @@ class Actor(ABC):
         if session.request.resident:
             await asyncio.sleep(RECONNECTING)
         try:
-            async with self.world.leases.hold(session.request, self.leave) as session.tenancy:
+            async with self.world.leases.hold(session.request) as session.tenancy:
                 self.world.arrived(session.tenancy)
                 try:
                     await self._with_lease(session)
@@ -381,7 +378,6 @@ class Talker(Actor):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self.leave: Callable[[str], Awaitable[None]] = self._make_room
         self._request = llm(1)
         self._comes_back = False
 
@@ -397,22 +393,6 @@ class Talker(Actor):
         self._comes_back = False
         self.end()
 
-    async def _make_room(self, reason: str) -> None:
-        self.world.outcomes.append("asked to leave")
-        session = self.session
-        if session is None or session.task.done():
-            await asyncio.sleep(0)
-            return
-        try:
-            await asyncio.sleep(self.world.drain)
-        except asyncio.CancelledError:
-            self.world.outcomes.append("stays")
-            raise
-        self._comes_back = True
-        session.stopping = True
-        session.changed.set()
-        await asyncio.wait([session.task])
-
     def ended(self, session: Session) -> None:
         super().ended(session)
         if self._comes_back and session.stopping and self.asking is None and not self.world.closing:
@@ -422,4 +402,18 @@ class Talker(Actor):
     async def stay(self, session: Session) -> None:
         while not session.over and not session.stopping:
             session.changed.clear()
-            await session.changed.wait()
+            if session.lease.state is not State.RECLAIM:
+                await session.changed.wait()
+            elif await self._makes_room(session):
+                self._comes_back = session.stopping = True
+
+    async def _makes_room(self, session: Session) -> bool:
+        """Finish what is under way; False where something else comes first."""
+        self.world.outcomes.append("asked to leave")
+        try:
+            await asyncio.wait_for(session.changed.wait(), self.world.drain)
+        except TimeoutError:
+            return True
+        if session.lease.state is State.GRANTED:
+            self.world.outcomes.append("stays")
+        return False

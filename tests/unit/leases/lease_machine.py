@@ -13,7 +13,7 @@ import pytest
 from genaid_server.kit.errors import InsufficientResourcesError
 from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.leases.lease import LLM_TENANT, Lease, LeaseRequest, State
-from genaid_server.resource.core.leases.leases import POLL, Leases, Leave
+from genaid_server.resource.core.leases.leases import POLL, Leases
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measured
 from genaid_server.resource.core.leases.plan import Kind
 
@@ -122,8 +122,8 @@ async def settle() -> None:
 class Seat:
     """A lease and its holder, who leaves with `leave`."""
 
-    def __init__(self, leases: Leases, request: LeaseRequest, leave: Leave | None) -> None:
-        self.request, self._hold = request, leases.hold(request, leave)
+    def __init__(self, leases: Leases, request: LeaseRequest) -> None:
+        self.request, self._hold = request, leases.hold(request)
         self._block = AsyncExitStack()
         self._seen: list[Lease] = []
         self._watching: asyncio.Task[None] | None = None
@@ -179,50 +179,22 @@ class House:
     ) -> None:
         await self._stack.aclose()
 
-    async def seat(self, request: LeaseRequest, leave: Leave | None = None) -> Seat:
+    async def seat(self, request: LeaseRequest) -> Seat:
         """Ask for a lease, and go on when nothing more happens at once."""
-        seat = await Seat(self.leases, request, leave).take()
+        seat = await Seat(self.leases, request).take()
         self._stack.push_async_callback(seat.leave)
         await settle()
         return seat
 
-    async def tenant(self, request: LeaseRequest, leave: Leave | None = None) -> Seat:
+    async def tenant(self, request: LeaseRequest) -> Seat:
         """An engine that was granted memory, and has all of it."""
-        seat = await self.seat(request, leave)
+        seat = await self.seat(request)
         assert seat.state is State.GRANTED
         self.machine.load(request)
         return seat
 
-    async def talker(self, request: LeaseRequest) -> "Talker":
-        """An LLM that leaves when it is allowed to."""
-        talker = Talker(self.machine)
-        talker.seat = await self.tenant(request, talker.leave)
-        return talker
-
     def open(self) -> list[str]:
         return [lease.id for lease in self.leases.present()]
-
-
-class Talker:
-    """An LLM engine, asked to leave."""
-
-    seat: Seat
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self.may_go = asyncio.Event()
-        self.asked: list[str] = []
-        self.stays = 0
-
-    async def leave(self, reason: str) -> None:
-        self.asked.append(reason)
-        try:
-            await self.may_go.wait()
-        except asyncio.CancelledError:
-            self.stays += 1
-            raise
-        self._machine.unload(self.seat.request)
-        await self.seat.leave()
 
 
 def now() -> float:

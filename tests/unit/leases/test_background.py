@@ -66,12 +66,12 @@ async def test_an_image_engine_that_dies_at_work_has_worked() -> None:
 @instantly
 async def test_the_background_never_asks_the_llm() -> None:
     async with House() as house:
-        talker = await house.talker(llm(10))
+        talker = await house.tenant(llm(10))
         painter = await house.seat(image(6, background=True))
         await asyncio.sleep(10 * BACKGROUND_POLL)
-        assert (talker.asked, painter.state) == ([], WAITING)
-        house.machine.unload(talker.seat.request)
-        await talker.seat.leave()
+        assert (talker.state, painter.state) == (GRANTED, WAITING)
+        house.machine.unload(talker.request)
+        await talker.leave()
         assert (await painter.tenancy.granted()).state is GRANTED
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from genaid_server.kit.watchable import Watchable
-from genaid_server.resource.core.llm.server import LlmInfo
+from genaid_server.resource.core.llm.info import LlmInfo
 from genaid_server.resource.log_lines import Line, line_between, llm_logged
 from genaid_server.supervision.supervisor import Snapshot, State
 

@@ -38,6 +38,7 @@ SAVED = SavedLlm(
     offloaded_at=1_700_000_000.25,
     reason="A picture, «größer».",
     slots={0: 512, 3: 7},
+    model_stamp="sha256:00:98",
 )
 
 
@@ -55,7 +56,7 @@ def test_every_field_comes_back(tmp_path: Path) -> None:
         getattr(SAVED, each.name) != getattr(plain, each.name) for each in fields(SavedLlm) if each.name != "llm"
     )
     for saved in (SAVED, plain):
-        SavedFile(tmp_path).write(saved)
+        SavedFile(tmp_path).keep(saved)
         found = SavedFile(tmp_path).read()
         assert found == saved
         assert found is not None
@@ -64,25 +65,25 @@ def test_every_field_comes_back(tmp_path: Path) -> None:
 
 def test_what_is_written_later_takes_its_place(tmp_path: Path) -> None:
     file = SavedFile(tmp_path / "data")  # a folder that is not there yet
-    file.write(SAVED)
-    file.write(replace(SAVED, offloaded_at=None, slots={}))
+    file.keep(SAVED)
+    file.keep(replace(SAVED, offloaded_at=None, slots={}))
     assert file.read() == replace(SAVED, offloaded_at=None, slots={})
     assert names(tmp_path / "data") == [FILE]
 
 
 def test_what_is_removed_is_gone(tmp_path: Path) -> None:
     file = SavedFile(tmp_path)
-    file.write(SAVED)
-    file.remove()
+    file.keep(SAVED)
+    file.keep(None)
     assert (file.read(), names(tmp_path)) == (None, [])
-    file.remove()  # again
+    file.keep(None)  # again
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
 def test_only_its_owner_may_read_the_key(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        SavedFile(tmp_path).write(SAVED)
+        SavedFile(tmp_path).keep(SAVED)
     finally:
         os.umask(before)
     assert KEY in file_in(tmp_path).read_text()
@@ -114,7 +115,7 @@ def test_what_makes_no_sense_is_no_llm(tmp_path: Path, content: bytes, caplog: p
     file_in(tmp_path).write_bytes(content)
     assert SavedFile(tmp_path).read() is None
     assert "can't be told from llm.json" in caplog.text
-    SavedFile(tmp_path).write(SAVED)
+    SavedFile(tmp_path).keep(SAVED)
     assert SavedFile(tmp_path).read() == SAVED
 
 
@@ -135,12 +136,12 @@ def test_a_disk_that_refuses_costs_a_word_and_no_more(tmp_path: Path, caplog: py
     folder = file_in(tmp_path)
     folder.mkdir()  # in the place of the file
     file = SavedFile(tmp_path)
-    file.write(SAVED)
+    file.keep(SAVED)
     assert file.read() is None
-    file.remove()
+    file.keep(None)
     assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "the LLM that runs can't be kept in llm.json",
+        "llm.json, which says what LLM runs, can't be written",
         "the LLM that ran before can't be told from llm.json",
-        "llm.json can't be removed",
+        "llm.json, which says what LLM runs, can't be removed",
     ]
     assert names(tmp_path) == [FILE]

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -145,6 +146,22 @@ async def test_a_child_that_ignores_every_request_is_killed() -> None:
         pass
     assert str(await running.process.exited()) == "signal SIGKILL"
     assert_dead(running.process.pid)
+
+
+@posix
+async def test_a_process_that_the_system_can_not_end_holds_nobody_up_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that waits for a disk that is gone: here the system's call does nothing."""
+    monkeypatch.setattr(child_module, "DEATH_TIMEOUT", SHORT)
+    with monkeypatch.context() as powerless:
+        powerless.setattr(os, "killpg", lambda group, number: None)
+        async with program("--ignore-eof", "--ignore-term", grace=SHORT) as running:
+            process = running.process
+    assert process.alive
+    assert "is left behind" in caplog.text
+    os.killpg(process.pid, signal.SIGKILL)
+    await process.exited()
 
 
 async def test_a_strike_needs_no_grace() -> None:

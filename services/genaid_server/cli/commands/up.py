@@ -58,6 +58,8 @@ def up(
         manager = await services.enter_async_context(resource_service.serve(config))
         worker = await services.enter_async_context(image_service.serve(config, str(manager)))
         gateway = await services.enter_async_context(gateway_service.serve(config, str(worker), resource=str(manager)))
+        manager.announce("image", str(worker))
+        manager.announce("gateway", f"http://{gateway}")
         services.callback(manager.settle)  # the first thing to be done when all of it ends
         return Endpoints(http=f"http://{gateway}", resource=str(manager), image=str(worker))
 

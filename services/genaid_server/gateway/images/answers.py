@@ -113,8 +113,11 @@ class EventResult(Answer):
 class Failure(Answer):
     """Why a generation failed."""
 
-    message: str
+    message: str = Field(description="For people.")
     code: str
+    details: dict[str, str] | Absent = Field(
+        None, description="Facts for programs, such as `required` and `available`; only where there are some."
+    )
 
 
 class _State(Answer):

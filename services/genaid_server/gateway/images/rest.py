@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.alias_generators import to_camel
 
-from genaid_client import Generation, GenerationSpec, GenerationState, Progress, Sampler
+from genaid_client import Generation, GenerationFailure, GenerationSpec, GenerationState, Progress, Sampler
 from genaid_server.gateway.http.bodies import read_object
 from genaid_server.gateway.http.errors import ApiError, invalid
 
@@ -252,7 +252,14 @@ def _state(generation: Generation) -> dict[str, Any]:
     if generation.state is GenerationState.IN_PROGRESS:
         document["progress"] = _progress(generation.progress)
     if generation.state is GenerationState.ERROR and generation.error is not None:
-        document["error"] = {"message": generation.error.message, "code": generation.error.code}
+        document["error"] = _failure(generation.error)
+    return document
+
+
+def _failure(failure: GenerationFailure) -> dict[str, Any]:
+    document: dict[str, Any] = {"message": failure.message, "code": failure.code}
+    if failure.facts:
+        document["details"] = dict(sorted(failure.facts.items()))
     return document
 
 

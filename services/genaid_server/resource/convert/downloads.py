@@ -1,9 +1,9 @@
 """Downloads, both ways."""
 
 from genaid.resource.v1 import downloads_pb2, models_pb2
+from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.convert.models import COMPONENTS, TYPES, model_to_pb, type_from_pb
-from genaid_server.resource.convert.times import duration_to_pb, time_to_pb
 from genaid_server.resource.core.downloads.download import Download, DownloadSpec, FileProgress, Phase
 from genaid_server.resource.core.downloads.remote import HubFile, Item
 from genaid_server.resource.core.store.model import Component, Model

@@ -1,16 +1,12 @@
 """The LLM engine, both ways."""
 
 from genaid.resource.v1 import llm_pb2
+from genaid_server.common.convert import event_to_pb, health_to_pb, state_to_pb, stop_reason_to_pb
+from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.resource.convert.system import FIELDS, config_to_pb, wishes_from_pb
-from genaid_server.resource.convert.times import duration_to_pb, time_to_pb
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
-from genaid_server.resource.core.llm.server import HealthState, LlmInfo
-from genaid_server.supervision.logbook import Level, LogRecord
+from genaid_server.resource.core.llm.info import LlmInfo
 from genaid_server.supervision.supervisor import State
-
-_STATES = {each: llm_pb2.ServerState.Value(f"SERVER_STATE_{each.name}") for each in State}
-_HEALTHS = {each: llm_pb2.Health.Value(f"HEALTH_{each.name}") for each in HealthState}
-_LEVELS = {each: llm_pb2.LogLevel.Value(f"LOG_LEVEL_{each.name}") for each in Level}
 
 
 def request_from_pb(request: llm_pb2.StartLlmRequest, default_port: int) -> LlmRequest:
@@ -26,8 +22,8 @@ def llm_to_pb(info: LlmInfo) -> llm_pb2.Llm:
     life = info.life
     config = life.config
     return llm_pb2.Llm(
-        state=_STATES[life.state],
-        health=_HEALTHS[info.health],
+        state=state_to_pb(life.state),
+        health=health_to_pb(info.health),
         model_id=config.model_id if config else "",
         port=info.port or None,
         host=config.serving.host if config and life.pid is not None else "",
@@ -37,7 +33,7 @@ def llm_to_pb(info: LlmInfo) -> llm_pb2.Llm:
         restarts=life.restarts,
         last_error=life.last_error,
         load_percentage=_load_percentage(info),
-        last_event=llm_pb2.LlmEvent.Value(f"LLM_EVENT_{(life.event or 'unspecified').upper()}"),
+        last_event=event_to_pb(life.event),
         config=config_to_pb(config.llm) if config else None,
         serving=serving_to_pb(config.serving) if config else None,
         separates_reasoning=bool(config and config.separates_reasoning),
@@ -45,17 +41,7 @@ def llm_to_pb(info: LlmInfo) -> llm_pb2.Llm:
         generation=info.generation,
         reasons={FIELDS.get(setting, setting): reason for setting, reason in info.reasons.items()},
         offloaded=info.offloaded,
-    )
-
-
-def record_to_pb(record: LogRecord) -> llm_pb2.LogEntry:
-    """A log line, for callers."""
-    return llm_pb2.LogEntry(
-        sequence=record.sequence,
-        time=time_to_pb(record.time),
-        level=_LEVELS[record.level],
-        message=record.message,
-        raw=str(record),
+        stop_reason=stop_reason_to_pb(info.stop_reason),
     )
 
 

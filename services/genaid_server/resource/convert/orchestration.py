@@ -1,9 +1,9 @@
 """Leases, plans and the offloaded LLM, both ways."""
 
 from genaid.resource.v1 import orchestration_pb2
+from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.resource.convert.llm import serving_to_pb
 from genaid_server.resource.convert.system import config_to_pb
-from genaid_server.resource.convert.times import duration_to_pb, time_to_pb
 from genaid_server.resource.core.fitting.footprint import MemoryKind
 from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, Placement, State

@@ -1,8 +1,8 @@
 """What the machine has and what fits on it, both ways."""
 
 from genaid.resource.v1 import system_pb2
+from genaid_server.common.times import time_to_pb
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.convert.times import time_to_pb
 from genaid_server.resource.core.fitting.advisor import Capabilities
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.footprint import Footprint, Need

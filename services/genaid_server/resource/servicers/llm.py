@@ -1,34 +1,34 @@
 """LlmService."""
 
 from collections.abc import AsyncIterator
-from typing import Final
+from types import ModuleType
+from typing import ClassVar
 
 from genaid.resource.v1 import llm_pb2, llm_pb2_grpc
-from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.common.logs import LogServicer
 from genaid_server.resource.convert import llm as convert
-from genaid_server.resource.core.llm.server import Llm
+from genaid_server.resource.core.llm.engine import LlmEngine
 from genaid_server.resource.servicers.context import Context
-from genaid_server.supervision.logbook import Logbook, in_portions, lines_asked, newest_within
+from genaid_server.resource.servicers.llm_engines import AboutAnEngine, engine_meant, model_of
+from genaid_server.supervision.logbook import Logbook
 
-MAX_REQUEST_ID: Final = 128
 
-
-class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
+class LlmServicer(LogServicer, llm_pb2_grpc.LlmServiceServicer):
     """LlmService."""
 
-    def __init__(self, llm: Llm, logbook: Logbook, default_port: int) -> None:
+    messages: ClassVar[ModuleType] = llm_pb2
+
+    def __init__(self, llm: LlmEngine, logbook: Logbook, default_port: int) -> None:
         self._llm, self._logbook, self._default_port = llm, logbook, default_port
 
     async def StartLlm(  # noqa: N802
         self, request: llm_pb2.StartLlmRequest, context: Context
     ) -> llm_pb2.StartLlmResponse:
         """Load a model."""
-        if len(request.request_id) > MAX_REQUEST_ID:
-            raise InvalidRequestError(
-                f"request_id must be at most {MAX_REQUEST_ID} characters long", field="request_id"
-            )
         info = await self._llm.start(
-            convert.request_from_pb(request, self._default_port), replace_running=request.replace
+            convert.request_from_pb(request, self._default_port),
+            replace_running=request.replace,
+            request_id=request.request_id,
         )
         return llm_pb2.StartLlmResponse(llm=convert.llm_to_pb(info))
 
@@ -36,46 +36,32 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self, request: llm_pb2.StopLlmRequest, context: Context
     ) -> llm_pb2.StopLlmResponse:
         """Free the memory."""
-        return llm_pb2.StopLlmResponse(llm=convert.llm_to_pb(await self._llm.stop()))
+        return llm_pb2.StopLlmResponse(llm=convert.llm_to_pb(await self._meant(request).stop()))
 
     async def RestartLlm(  # noqa: N802
         self, request: llm_pb2.RestartLlmRequest, context: Context
     ) -> llm_pb2.RestartLlmResponse:
         """Stop and start again."""
-        return llm_pb2.RestartLlmResponse(llm=convert.llm_to_pb(await self._llm.restart()))
+        return llm_pb2.RestartLlmResponse(llm=convert.llm_to_pb(await self._meant(request).restart()))
 
     async def GetLlm(self, request: llm_pb2.GetLlmRequest, context: Context) -> llm_pb2.GetLlmResponse:  # noqa: N802
         """The engine as it is now."""
-        return llm_pb2.GetLlmResponse(llm=convert.llm_to_pb(await self._llm.checked()))
+        return llm_pb2.GetLlmResponse(llm=convert.llm_to_pb(await self._meant(request).checked()))
 
     async def WatchLlm(  # noqa: N802
         self, request: llm_pb2.WatchLlmRequest, context: Context
     ) -> AsyncIterator[llm_pb2.WatchLlmResponse]:
         """The engine and its changes."""
-        async for info in self._llm.info.watch():
+        llm = self._meant(request)
+        async for info in llm.info.watch():
+            if request.HasField("model_id") and request.model_id != model_of(info):
+                return
             yield llm_pb2.WatchLlmResponse(llm=convert.llm_to_pb(info))
 
-    async def ListLogs(  # noqa: N802
-        self, request: llm_pb2.ListLogsRequest, context: Context
-    ) -> llm_pb2.ListLogsResponse:
-        """The newest log lines."""
-        lines = lines_asked(request.lines if request.HasField("lines") else None)
-        return llm_pb2.ListLogsResponse(
-            entries=[convert.record_to_pb(record) for record in newest_within(self._logbook.tail(lines))]
-        )
+    def logbook_of(self, request: AboutAnEngine) -> Logbook:
+        """The log of the engine that a request means: there is one, of all its models."""
+        self._meant(request)
+        return self._logbook
 
-    async def TailLogs(  # noqa: N802
-        self, request: llm_pb2.TailLogsRequest, context: Context
-    ) -> AsyncIterator[llm_pb2.TailLogsResponse]:
-        """Log lines as they come."""
-        start = request.from_sequence if request.HasField("from_sequence") else None
-        async for records in self._logbook.watch(start):
-            for portion in in_portions(records):
-                yield llm_pb2.TailLogsResponse(entries=[convert.record_to_pb(record) for record in portion])
-
-    async def ClearLogs(  # noqa: N802
-        self, request: llm_pb2.ClearLogsRequest, context: Context
-    ) -> llm_pb2.ClearLogsResponse:
-        """Forget the log."""
-        self._logbook.clear()
-        return llm_pb2.ClearLogsResponse()
+    def _meant(self, request: AboutAnEngine) -> LlmEngine:
+        return engine_meant(self._llm, request)

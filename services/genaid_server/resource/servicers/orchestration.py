@@ -13,8 +13,9 @@ from genaid_server.resource.core.leases.images import ImageNeeds
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
 from genaid_server.resource.core.leases.leases import Leases
 from genaid_server.resource.core.leases.plan import Kind
-from genaid_server.resource.core.llm.server import Llm
+from genaid_server.resource.core.llm.engine import LlmEngine
 from genaid_server.resource.servicers.context import Context
+from genaid_server.resource.servicers.llm_engines import engine_meant
 
 _SOMEBODY = "image"  # who would hold the lease of a plan, where no image engine holds one
 
@@ -22,7 +23,7 @@ _SOMEBODY = "image"  # who would hold the lease of a plan, where no image engine
 class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer):
     """OrchestrationService."""
 
-    def __init__(self, leases: Leases, needs: ImageNeeds, llm: Llm) -> None:
+    def __init__(self, leases: Leases, needs: ImageNeeds, llm: LlmEngine) -> None:
         self._leases, self._needs, self._llm = leases, needs, llm
 
     async def PlanImageGeneration(  # noqa: N802
@@ -37,7 +38,7 @@ class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer)
         self, request: orchestration_pb2.GetOffloadedLlmRequest, context: Context
     ) -> orchestration_pb2.GetOffloadedLlmResponse:
         """The LLM that comes back."""
-        offloaded = self._llm.offloaded
+        offloaded = engine_meant(self._llm, request).offloaded
         return orchestration_pb2.GetOffloadedLlmResponse(
             offloaded=convert.offloaded_to_pb(offloaded) if offloaded else None
         )
@@ -46,7 +47,7 @@ class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer)
         self, request: orchestration_pb2.ForgetOffloadedLlmRequest, context: Context
     ) -> orchestration_pb2.ForgetOffloadedLlmResponse:
         """Give up on it."""
-        return orchestration_pb2.ForgetOffloadedLlmResponse(forgotten=await self._llm.forget())
+        return orchestration_pb2.ForgetOffloadedLlmResponse(forgotten=await engine_meant(self._llm, request).forget())
 
     async def HoldLease(  # noqa: N802
         self, request: orchestration_pb2.HoldLeaseRequest, context: Context

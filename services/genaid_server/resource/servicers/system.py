@@ -1,9 +1,13 @@
 """SystemService."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 from genaid.resource.v1 import system_pb2, system_pb2_grpc
+from genaid_server.common.convert import CONTRACT_REVISION
 from genaid_server.resource.convert import system as convert
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.system.facts import Memory
@@ -12,11 +16,32 @@ from genaid_server.resource.core.system.watching import DEFAULT_INTERVAL, Memory
 from genaid_server.resource.servicers.context import Context
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this server keeps its data, and how to ask where genaid listens, by name: see GetVersion."""
+
+    data_dir: Path
+    inbox_dir: Path
+    addresses: Callable[[], Mapping[str, str]]
+
+
 class SystemServicer(system_pb2_grpc.SystemServiceServicer):
     """SystemService."""
 
-    def __init__(self, advisor: Advisor, survey: Survey, watches: MemoryWatches) -> None:
-        self._advisor, self._survey, self._watches = advisor, survey, watches
+    def __init__(self, advisor: Advisor, survey: Survey, watches: MemoryWatches, place: Place) -> None:
+        self._advisor, self._survey, self._watches, self._place = advisor, survey, watches, place
+
+    async def GetVersion(  # noqa: N802
+        self, request: system_pb2.GetVersionRequest, context: Context
+    ) -> system_pb2.GetVersionResponse:
+        """What runs, and where."""
+        return system_pb2.GetVersionResponse(
+            version=version("genaid"),
+            contract_revision=CONTRACT_REVISION,
+            data_dir=str(self._place.data_dir),
+            inbox_dir=str(self._place.inbox_dir),
+            addresses=self._place.addresses(),
+        )
 
     async def GetCapabilities(  # noqa: N802
         self, request: system_pb2.GetCapabilitiesRequest, context: Context

@@ -22,57 +22,52 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from genaid.common.v1 import engines_pb2 as genaid_dot_common_dot_v1_dot_engines__pb2
+from genaid.common.v1 import logs_pb2 as genaid_dot_common_dot_v1_dot_logs__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgenaid/image/v1/engine.proto\x12\x0fgenaid.image.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\rEngineOptions\x12\x17\n\x0f\x66lash_attention\x18\x01 \x01(\x08\x12\x16\n\x0eoffload_to_cpu\x18\x02 \x01(\x08\x12\x13\n\x0b\x63lip_on_cpu\x18\x03 \x01(\x08\x12\x12\n\nvae_on_cpu\x18\x04 \x01(\x08\x12\x12\n\nvae_tiling\x18\x05 \x01(\x08\x12\x12\n\nmemory_map\x18\x06 \x01(\x08\x12\x1b\n\x0emax_vram_bytes\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_max_vram_bytes\"\xe2\x03\n\x06\x45ngine\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1c.genaid.image.v1.ServerState\x12\'\n\x06health\x18\x02 \x01(\x0e\x32\x17.genaid.image.v1.Health\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x08\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x10\n\x03pid\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07threads\x18\x08 \x01(\x05\x12/\n\x07options\x18\t \x01(\x0b\x32\x1e.genaid.image.v1.EngineOptions\x12-\n\nkeep_alive\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08restarts\x18\x0b \x01(\x05\x12\x12\n\nlast_error\x18\x0c \x01(\t\x12\x17\n\x0fload_percentage\x18\r \x01(\x01\x12\x12\n\nlast_event\x18\x0e \x01(\t\x12\x0f\n\x07variant\x18\x0f \x01(\t\x12\x11\n\taccepting\x18\x10 \x01(\x08\x42\x06\n\x04_pid\"\xcd\x01\n\x12StartEngineRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07threads\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12/\n\x07options\x18\x03 \x01(\x0b\x32\x1e.genaid.image.v1.EngineOptions\x12-\n\nkeep_alive\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07replace\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\n\n\x08_threads\">\n\x13StartEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x13\n\x11StopEngineRequest\"=\n\x12StopEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x12\n\x10GetEngineRequest\"<\n\x11GetEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x14\n\x12WatchEngineRequest\">\n\x13WatchEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x81\x01\n\x08LogEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05level\x18\x03 \x01(\x0e\x32\x19.genaid.image.v1.LogLevel\x12\x0f\n\x07message\x18\x04 \x01(\t\"/\n\x0fListLogsRequest\x12\x12\n\x05lines\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_lines\">\n\x10ListLogsResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.genaid.image.v1.LogEntry\"?\n\x0fTailLogsRequest\x12\x1a\n\rfrom_sequence\x18\x01 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_from_sequence\">\n\x10TailLogsResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.genaid.image.v1.LogEntry\"\x12\n\x10\x43learLogsRequest\"\x13\n\x11\x43learLogsResponse*\xaf\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_STOPPED\x10\x01\x12\x19\n\x15SERVER_STATE_STARTING\x10\x02\x12\x18\n\x14SERVER_STATE_RUNNING\x10\x03\x12\x19\n\x15SERVER_STATE_STOPPING\x10\x04\x12\x18\n\x14SERVER_STATE_CRASHED\x10\x05*i\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n\x0eHEALTH_UNKNOWN\x10\x01\x12\x12\n\x0eHEALTH_LOADING\x10\x02\x12\r\n\tHEALTH_OK\x10\x03\x12\x10\n\x0cHEALTH_ERROR\x10\x04*w\n\x08LogLevel\x12\x19\n\x15LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLOG_LEVEL_DEBUG\x10\x01\x12\x12\n\x0eLOG_LEVEL_INFO\x10\x02\x12\x12\n\x0eLOG_LEVEL_WARN\x10\x03\x12\x13\n\x0fLOG_LEVEL_ERROR\x10\x04\x32\xe8\x04\n\rEngineService\x12X\n\x0bStartEngine\x12#.genaid.image.v1.StartEngineRequest\x1a$.genaid.image.v1.StartEngineResponse\x12U\n\nStopEngine\x12\".genaid.image.v1.StopEngineRequest\x1a#.genaid.image.v1.StopEngineResponse\x12R\n\tGetEngine\x12!.genaid.image.v1.GetEngineRequest\x1a\".genaid.image.v1.GetEngineResponse\x12Z\n\x0bWatchEngine\x12#.genaid.image.v1.WatchEngineRequest\x1a$.genaid.image.v1.WatchEngineResponse0\x01\x12O\n\x08ListLogs\x12 .genaid.image.v1.ListLogsRequest\x1a!.genaid.image.v1.ListLogsResponse\x12Q\n\x08TailLogs\x12 .genaid.image.v1.TailLogsRequest\x1a!.genaid.image.v1.TailLogsResponse0\x01\x12R\n\tClearLogs\x12!.genaid.image.v1.ClearLogsRequest\x1a\".genaid.image.v1.ClearLogsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgenaid/image/v1/engine.proto\x12\x0fgenaid.image.v1\x1a\x1egenaid/common/v1/engines.proto\x1a\x1bgenaid/common/v1/logs.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\rEngineOptions\x12\x17\n\x0f\x66lash_attention\x18\x01 \x01(\x08\x12\x16\n\x0eoffload_to_cpu\x18\x02 \x01(\x08\x12\x13\n\x0b\x63lip_on_cpu\x18\x03 \x01(\x08\x12\x12\n\nvae_on_cpu\x18\x04 \x01(\x08\x12\x12\n\nvae_tiling\x18\x05 \x01(\x08\x12\x12\n\nmemory_map\x18\x06 \x01(\x08\x12\x1b\n\x0emax_vram_bytes\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_max_vram_bytes\"\xc1\x04\n\x06\x45ngine\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.genaid.common.v1.ServerState\x12-\n\x06health\x18\x02 \x01(\x0e\x32\x1d.genaid.common.v1.HealthState\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x08\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x10\n\x03pid\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07threads\x18\x08 \x01(\x05\x12/\n\x07options\x18\t \x01(\x0b\x32\x1e.genaid.image.v1.EngineOptions\x12-\n\nkeep_alive\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08restarts\x18\x0b \x01(\x05\x12\x12\n\nlast_error\x18\x0c \x01(\t\x12\x17\n\x0fload_percentage\x18\r \x01(\x01\x12\x0f\n\x07variant\x18\x0f \x01(\t\x12\x11\n\taccepting\x18\x10 \x01(\x08\x12\x31\n\nlast_event\x18\x11 \x01(\x0e\x32\x1d.genaid.common.v1.EngineEvent\x12\x31\n\x0bstop_reason\x18\x12 \x01(\x0e\x32\x1c.genaid.common.v1.StopReasonB\x06\n\x04_pidJ\x04\x08\x0e\x10\x0f\"\xcd\x01\n\x12StartEngineRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07threads\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12/\n\x07options\x18\x03 \x01(\x0b\x32\x1e.genaid.image.v1.EngineOptions\x12-\n\nkeep_alive\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07replace\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\n\n\x08_threads\">\n\x13StartEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x13\n\x11StopEngineRequest\"=\n\x12StopEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x12\n\x10GetEngineRequest\"<\n\x11GetEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x14\n\x12WatchEngineRequest\">\n\x13WatchEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"/\n\x0fListLogsRequest\x12\x12\n\x05lines\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_lines\"?\n\x10ListLogsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.genaid.common.v1.LogEntry\"?\n\x0fTailLogsRequest\x12\x1a\n\rfrom_sequence\x18\x01 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_from_sequence\"?\n\x10TailLogsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.genaid.common.v1.LogEntry\"\x12\n\x10\x43learLogsRequest\"\x13\n\x11\x43learLogsResponse2\xe8\x04\n\rEngineService\x12X\n\x0bStartEngine\x12#.genaid.image.v1.StartEngineRequest\x1a$.genaid.image.v1.StartEngineResponse\x12U\n\nStopEngine\x12\".genaid.image.v1.StopEngineRequest\x1a#.genaid.image.v1.StopEngineResponse\x12R\n\tGetEngine\x12!.genaid.image.v1.GetEngineRequest\x1a\".genaid.image.v1.GetEngineResponse\x12Z\n\x0bWatchEngine\x12#.genaid.image.v1.WatchEngineRequest\x1a$.genaid.image.v1.WatchEngineResponse0\x01\x12O\n\x08ListLogs\x12 .genaid.image.v1.ListLogsRequest\x1a!.genaid.image.v1.ListLogsResponse\x12Q\n\x08TailLogs\x12 .genaid.image.v1.TailLogsRequest\x1a!.genaid.image.v1.TailLogsResponse0\x01\x12R\n\tClearLogs\x12!.genaid.image.v1.ClearLogsRequest\x1a\".genaid.image.v1.ClearLogsResponseB\xa8\x01\n\x0fgenaid.image.v1B\x0b\x45ngineProtoP\x01Z\x17genaid/image/v1;imagev1\xa2\x02\x0bGenaidImage\xaa\x02\x0fGenaid.Image.V1\xba\x02\x0bGenaidImage\xca\x02\x0fGenaid\\Image\\V1\xe2\x02\x18Genaid\\Image\\V1\\Metadata\xea\x02\x11Genaid::Image::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'genaid.image.v1.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_SERVERSTATE']._serialized_start=1735
-  _globals['_SERVERSTATE']._serialized_end=1910
-  _globals['_HEALTH']._serialized_start=1912
-  _globals['_HEALTH']._serialized_end=2017
-  _globals['_LOGLEVEL']._serialized_start=2019
-  _globals['_LOGLEVEL']._serialized_end=2138
-  _globals['_ENGINEOPTIONS']._serialized_start=115
-  _globals['_ENGINEOPTIONS']._serialized_end=308
-  _globals['_ENGINE']._serialized_start=311
-  _globals['_ENGINE']._serialized_end=793
-  _globals['_STARTENGINEREQUEST']._serialized_start=796
-  _globals['_STARTENGINEREQUEST']._serialized_end=1001
-  _globals['_STARTENGINERESPONSE']._serialized_start=1003
-  _globals['_STARTENGINERESPONSE']._serialized_end=1065
-  _globals['_STOPENGINEREQUEST']._serialized_start=1067
-  _globals['_STOPENGINEREQUEST']._serialized_end=1086
-  _globals['_STOPENGINERESPONSE']._serialized_start=1088
-  _globals['_STOPENGINERESPONSE']._serialized_end=1149
-  _globals['_GETENGINEREQUEST']._serialized_start=1151
-  _globals['_GETENGINEREQUEST']._serialized_end=1169
-  _globals['_GETENGINERESPONSE']._serialized_start=1171
-  _globals['_GETENGINERESPONSE']._serialized_end=1231
-  _globals['_WATCHENGINEREQUEST']._serialized_start=1233
-  _globals['_WATCHENGINEREQUEST']._serialized_end=1253
-  _globals['_WATCHENGINERESPONSE']._serialized_start=1255
-  _globals['_WATCHENGINERESPONSE']._serialized_end=1317
-  _globals['_LOGENTRY']._serialized_start=1320
-  _globals['_LOGENTRY']._serialized_end=1449
-  _globals['_LISTLOGSREQUEST']._serialized_start=1451
-  _globals['_LISTLOGSREQUEST']._serialized_end=1498
-  _globals['_LISTLOGSRESPONSE']._serialized_start=1500
-  _globals['_LISTLOGSRESPONSE']._serialized_end=1562
-  _globals['_TAILLOGSREQUEST']._serialized_start=1564
-  _globals['_TAILLOGSREQUEST']._serialized_end=1627
-  _globals['_TAILLOGSRESPONSE']._serialized_start=1629
-  _globals['_TAILLOGSRESPONSE']._serialized_end=1691
-  _globals['_CLEARLOGSREQUEST']._serialized_start=1693
-  _globals['_CLEARLOGSREQUEST']._serialized_end=1711
-  _globals['_CLEARLOGSRESPONSE']._serialized_start=1713
-  _globals['_CLEARLOGSRESPONSE']._serialized_end=1732
-  _globals['_ENGINESERVICE']._serialized_start=2141
-  _globals['_ENGINESERVICE']._serialized_end=2757
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\017genaid.image.v1B\013EngineProtoP\001Z\027genaid/image/v1;imagev1\242\002\013GenaidImage\252\002\017Genaid.Image.V1\272\002\013GenaidImage\312\002\017Genaid\\Image\\V1\342\002\030Genaid\\Image\\V1\\Metadata\352\002\021Genaid::Image::V1'
+  _globals['_ENGINEOPTIONS']._serialized_start=176
+  _globals['_ENGINEOPTIONS']._serialized_end=369
+  _globals['_ENGINE']._serialized_start=372
+  _globals['_ENGINE']._serialized_end=949
+  _globals['_STARTENGINEREQUEST']._serialized_start=952
+  _globals['_STARTENGINEREQUEST']._serialized_end=1157
+  _globals['_STARTENGINERESPONSE']._serialized_start=1159
+  _globals['_STARTENGINERESPONSE']._serialized_end=1221
+  _globals['_STOPENGINEREQUEST']._serialized_start=1223
+  _globals['_STOPENGINEREQUEST']._serialized_end=1242
+  _globals['_STOPENGINERESPONSE']._serialized_start=1244
+  _globals['_STOPENGINERESPONSE']._serialized_end=1305
+  _globals['_GETENGINEREQUEST']._serialized_start=1307
+  _globals['_GETENGINEREQUEST']._serialized_end=1325
+  _globals['_GETENGINERESPONSE']._serialized_start=1327
+  _globals['_GETENGINERESPONSE']._serialized_end=1387
+  _globals['_WATCHENGINEREQUEST']._serialized_start=1389
+  _globals['_WATCHENGINEREQUEST']._serialized_end=1409
+  _globals['_WATCHENGINERESPONSE']._serialized_start=1411
+  _globals['_WATCHENGINERESPONSE']._serialized_end=1473
+  _globals['_LISTLOGSREQUEST']._serialized_start=1475
+  _globals['_LISTLOGSREQUEST']._serialized_end=1522
+  _globals['_LISTLOGSRESPONSE']._serialized_start=1524
+  _globals['_LISTLOGSRESPONSE']._serialized_end=1587
+  _globals['_TAILLOGSREQUEST']._serialized_start=1589
+  _globals['_TAILLOGSREQUEST']._serialized_end=1652
+  _globals['_TAILLOGSRESPONSE']._serialized_start=1654
+  _globals['_TAILLOGSRESPONSE']._serialized_end=1717
+  _globals['_CLEARLOGSREQUEST']._serialized_start=1719
+  _globals['_CLEARLOGSREQUEST']._serialized_end=1737
+  _globals['_CLEARLOGSRESPONSE']._serialized_start=1739
+  _globals['_CLEARLOGSRESPONSE']._serialized_end=1758
+  _globals['_ENGINESERVICE']._serialized_start=1761
+  _globals['_ENGINESERVICE']._serialized_end=2377
 # @@protoc_insertion_point(module_scope)

@@ -4,12 +4,13 @@ isort:skip_file
 The image worker: an engine that holds one diffusion model, and the images that it makes."""
 
 from collections import abc as _abc
+from genaid.common.v1 import engines_pb2 as _engines_pb2
+from genaid.common.v1 import logs_pb2 as _logs_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,106 +21,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _ServerState:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerState.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    SERVER_STATE_UNSPECIFIED: _ServerState.ValueType  # 0
-    """Never sent."""
-    SERVER_STATE_STOPPED: _ServerState.ValueType  # 1
-    """No process; after StopEngine, generations are refused."""
-    SERVER_STATE_STARTING: _ServerState.ValueType  # 2
-    """The process starts or loads its model."""
-    SERVER_STATE_RUNNING: _ServerState.ValueType  # 3
-    """The model is in memory."""
-    SERVER_STATE_STOPPING: _ServerState.ValueType  # 4
-    """The process is ending."""
-    SERVER_STATE_CRASHED: _ServerState.ValueType  # 5
-    """The process ended by itself. The next generation starts it again."""
-
-class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper):
-    """Where an engine is in its life."""
-
-SERVER_STATE_UNSPECIFIED: ServerState.ValueType  # 0
-"""Never sent."""
-SERVER_STATE_STOPPED: ServerState.ValueType  # 1
-"""No process; after StopEngine, generations are refused."""
-SERVER_STATE_STARTING: ServerState.ValueType  # 2
-"""The process starts or loads its model."""
-SERVER_STATE_RUNNING: ServerState.ValueType  # 3
-"""The model is in memory."""
-SERVER_STATE_STOPPING: ServerState.ValueType  # 4
-"""The process is ending."""
-SERVER_STATE_CRASHED: ServerState.ValueType  # 5
-"""The process ended by itself. The next generation starts it again."""
-Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
-
-class _Health:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _HealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Health.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    HEALTH_UNSPECIFIED: _Health.ValueType  # 0
-    """Never sent."""
-    HEALTH_UNKNOWN: _Health.ValueType  # 1
-    """There is no process to ask."""
-    HEALTH_LOADING: _Health.ValueType  # 2
-    """The model is being loaded."""
-    HEALTH_OK: _Health.ValueType  # 3
-    """The model is loaded and the process is alive."""
-    HEALTH_ERROR: _Health.ValueType  # 4
-    """The process crashed."""
-
-class Health(_Health, metaclass=_HealthEnumTypeWrapper):
-    """Whether an engine answers."""
-
-HEALTH_UNSPECIFIED: Health.ValueType  # 0
-"""Never sent."""
-HEALTH_UNKNOWN: Health.ValueType  # 1
-"""There is no process to ask."""
-HEALTH_LOADING: Health.ValueType  # 2
-"""The model is being loaded."""
-HEALTH_OK: Health.ValueType  # 3
-"""The model is loaded and the process is alive."""
-HEALTH_ERROR: Health.ValueType  # 4
-"""The process crashed."""
-Global___Health: _TypeAlias = Health  # noqa: Y015
-
-class _LogLevel:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _LogLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogLevel.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    LOG_LEVEL_UNSPECIFIED: _LogLevel.ValueType  # 0
-    """Never sent."""
-    LOG_LEVEL_DEBUG: _LogLevel.ValueType  # 1
-    """For people who look for a fault."""
-    LOG_LEVEL_INFO: _LogLevel.ValueType  # 2
-    """The usual course of things."""
-    LOG_LEVEL_WARN: _LogLevel.ValueType  # 3
-    """Something that may explain a fault later."""
-    LOG_LEVEL_ERROR: _LogLevel.ValueType  # 4
-    """Something failed."""
-
-class LogLevel(_LogLevel, metaclass=_LogLevelEnumTypeWrapper):
-    """How grave a log line is."""
-
-LOG_LEVEL_UNSPECIFIED: LogLevel.ValueType  # 0
-"""Never sent."""
-LOG_LEVEL_DEBUG: LogLevel.ValueType  # 1
-"""For people who look for a fault."""
-LOG_LEVEL_INFO: LogLevel.ValueType  # 2
-"""The usual course of things."""
-LOG_LEVEL_WARN: LogLevel.ValueType  # 3
-"""Something that may explain a fault later."""
-LOG_LEVEL_ERROR: LogLevel.ValueType  # 4
-"""Something failed."""
-Global___LogLevel: _TypeAlias = LogLevel  # noqa: Y015
 
 @_typing.final
 class EngineOptions(_message.Message):
@@ -188,12 +89,13 @@ class Engine(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     LOAD_PERCENTAGE_FIELD_NUMBER: _builtins.int
-    LAST_EVENT_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     ACCEPTING_FIELD_NUMBER: _builtins.int
-    state: Global___ServerState.ValueType
-    """Where it is in its life."""
-    health: Global___Health.ValueType
+    LAST_EVENT_FIELD_NUMBER: _builtins.int
+    STOP_REASON_FIELD_NUMBER: _builtins.int
+    state: _engines_pb2.ServerState.ValueType
+    """Where it is in its life. One that crashed is started again by the next generation."""
+    health: _engines_pb2.HealthState.ValueType
     """Whether it answers."""
     busy: _builtins.bool
     """Whether it is in the middle of an image."""
@@ -209,14 +111,14 @@ class Engine(_message.Message):
     """Why it crashed or failed to load last; empty if it never did, or has been loaded since."""
     load_percentage: _builtins.float
     """Share of the model that is loaded while starting, 0 to 100."""
-    last_event: _builtins.str
-    """The event that led to this state; `started`, `ready`, `stopped`, `unloaded`, `crashed` or `restarting`;
-    empty before the first.
-    """
     variant: _builtins.str
     """The variant of the runtime that computes, such as `cpu` or `cuda12`."""
     accepting: _builtins.bool
     """Whether a generation would be accepted where nothing runs: false after StopEngine."""
+    last_event: _engines_pb2.EngineEvent.ValueType
+    """What happened last."""
+    stop_reason: _engines_pb2.StopReason.ValueType
+    """Why it has no process; unspecified while it has one."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the process was started; absent without a process."""
@@ -236,8 +138,8 @@ class Engine(_message.Message):
     def __init__(
         self,
         *,
-        state: Global___ServerState.ValueType = ...,
-        health: Global___Health.ValueType = ...,
+        state: _engines_pb2.ServerState.ValueType = ...,
+        health: _engines_pb2.HealthState.ValueType = ...,
         busy: _builtins.bool = ...,
         model_id: _builtins.str = ...,
         pid: _builtins.int | None = ...,
@@ -249,13 +151,14 @@ class Engine(_message.Message):
         restarts: _builtins.int = ...,
         last_error: _builtins.str = ...,
         load_percentage: _builtins.float = ...,
-        last_event: _builtins.str = ...,
         variant: _builtins.str = ...,
         accepting: _builtins.bool = ...,
+        last_event: _engines_pb2.EngineEvent.ValueType = ...,
+        stop_reason: _engines_pb2.StopReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "keep_alive", b"keep_alive", "load_duration", b"load_duration", "options", b"options", "pid", b"pid", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "accepting", b"accepting", "busy", b"busy", "health", b"health", "keep_alive", b"keep_alive", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_id", b"model_id", "options", b"options", "pid", b"pid", "restarts", b"restarts", "start_time", b"start_time", "state", b"state", "threads", b"threads", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "accepting", b"accepting", "busy", b"busy", "health", b"health", "keep_alive", b"keep_alive", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_id", b"model_id", "options", b"options", "pid", b"pid", "restarts", b"restarts", "start_time", b"start_time", "state", b"state", "stop_reason", b"stop_reason", "threads", b"threads", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
     _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015
@@ -461,42 +364,6 @@ class WatchEngineResponse(_message.Message):
 Global___WatchEngineResponse: _TypeAlias = WatchEngineResponse  # noqa: Y015
 
 @_typing.final
-class LogEntry(_message.Message):
-    """One line of a log."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SEQUENCE_FIELD_NUMBER: _builtins.int
-    TIME_FIELD_NUMBER: _builtins.int
-    LEVEL_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
-    sequence: _builtins.int
-    """Counts up by one a line, never reused while the service runs."""
-    level: Global___LogLevel.ValueType
-    """How grave it is."""
-    message: _builtins.str
-    """The line itself, at most 8 KiB; longer ones are cut and end with an ellipsis."""
-    @_builtins.property
-    def time(self) -> _timestamp_pb2.Timestamp:
-        """When the line arrived."""
-
-    def __init__(
-        self,
-        *,
-        sequence: _builtins.int = ...,
-        time: _timestamp_pb2.Timestamp | None = ...,
-        level: Global___LogLevel.ValueType = ...,
-        message: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "message", b"message", "sequence", b"sequence", "time", b"time"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LogEntry: _TypeAlias = LogEntry  # noqa: Y015
-
-@_typing.final
 class ListLogsRequest(_message.Message):
     """Asks for the newest log lines."""
 
@@ -528,13 +395,13 @@ class ListLogsResponse(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEntry]:
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_logs_pb2.LogEntry]:
         """The lines, the newest last."""
 
     def __init__(
         self,
         *,
-        entries: _abc.Iterable[Global___LogEntry] | None = ...,
+        entries: _abc.Iterable[_logs_pb2.LogEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -578,13 +445,13 @@ class TailLogsResponse(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEntry]:
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_logs_pb2.LogEntry]:
         """At least one line, in order."""
 
     def __init__(
         self,
         *,
-        entries: _abc.Iterable[Global___LogEntry] | None = ...,
+        entries: _abc.Iterable[_logs_pb2.LogEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -22,68 +22,61 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from genaid.common.v1 import engines_pb2 as genaid_dot_common_dot_v1_dot_engines__pb2
+from genaid.common.v1 import logs_pb2 as genaid_dot_common_dot_v1_dot_logs__pb2
 from genaid.resource.v1 import system_pb2 as genaid_dot_resource_dot_v1_dot_system__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgenaid/resource/v1/llm.proto\x12\x12genaid.resource.v1\x1a\x1fgenaid/resource/v1/system.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x01\n\nLlmServing\x12\x11\n\x04port\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0f\n\x07\x61pi_key\x18\x03 \x01(\t\x12\x17\n\nmemory_map\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x0bmemory_lock\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\x07\n\x05_portB\r\n\x0b_memory_mapB\x0e\n\x0c_memory_lock\"\xa6\x05\n\x03Llm\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.genaid.resource.v1.ServerState\x12*\n\x06health\x18\x02 \x01(\x0e\x32\x1a.genaid.resource.v1.Health\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x11\n\x04port\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x10\n\x03pid\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08restarts\x18\t \x01(\x05\x12\x12\n\nlast_error\x18\n \x01(\t\x12\x17\n\x0fload_percentage\x18\x0b \x01(\x01\x12\x30\n\nlast_event\x18\x0c \x01(\x0e\x32\x1c.genaid.resource.v1.LlmEvent\x12-\n\x06\x63onfig\x18\r \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12/\n\x07serving\x18\x0e \x01(\x0b\x32\x1e.genaid.resource.v1.LlmServing\x12\x1b\n\x13separates_reasoning\x18\x0f \x01(\x08\x12\x0f\n\x07variant\x18\x10 \x01(\t\x12\x12\n\ngeneration\x18\x11 \x01(\x03\x12\x35\n\x07reasons\x18\x12 \x03(\x0b\x32$.genaid.resource.v1.Llm.ReasonsEntry\x12\x11\n\toffloaded\x18\x13 \x01(\x08\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_portB\x06\n\x04_pid\"\x91\x01\n\x08LogEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x05level\x18\x03 \x01(\x0e\x32\x1c.genaid.resource.v1.LogLevel\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0b\n\x03raw\x18\x05 \x01(\t\"\xa8\x01\n\x0fStartLlmRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12-\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12/\n\x07serving\x18\x03 \x01(\x0b\x32\x1e.genaid.resource.v1.LlmServing\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"8\n\x10StartLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"\x10\n\x0eStopLlmRequest\"7\n\x0fStopLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"\x13\n\x11RestartLlmRequest\":\n\x12RestartLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"\x0f\n\rGetLlmRequest\"6\n\x0eGetLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"\x11\n\x0fWatchLlmRequest\"8\n\x10WatchLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"/\n\x0fListLogsRequest\x12\x12\n\x05lines\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_lines\"A\n\x10ListLogsResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.genaid.resource.v1.LogEntry\"?\n\x0fTailLogsRequest\x12\x1a\n\rfrom_sequence\x18\x01 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_from_sequence\"A\n\x10TailLogsResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.genaid.resource.v1.LogEntry\"\x12\n\x10\x43learLogsRequest\"\x13\n\x11\x43learLogsResponse*\xaf\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_STOPPED\x10\x01\x12\x19\n\x15SERVER_STATE_STARTING\x10\x02\x12\x18\n\x14SERVER_STATE_RUNNING\x10\x03\x12\x19\n\x15SERVER_STATE_STOPPING\x10\x04\x12\x18\n\x14SERVER_STATE_CRASHED\x10\x05*i\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n\x0eHEALTH_UNKNOWN\x10\x01\x12\x12\n\x0eHEALTH_LOADING\x10\x02\x12\r\n\tHEALTH_OK\x10\x03\x12\x10\n\x0cHEALTH_ERROR\x10\x04*\xcf\x01\n\x08LlmEvent\x12\x19\n\x15LLM_EVENT_UNSPECIFIED\x10\x00\x12\x15\n\x11LLM_EVENT_STARTED\x10\x01\x12\x13\n\x0fLLM_EVENT_READY\x10\x02\x12\x15\n\x11LLM_EVENT_STOPPED\x10\x03\x12\x15\n\x11LLM_EVENT_CRASHED\x10\x04\x12\x18\n\x14LLM_EVENT_RESTARTING\x10\x05\x12\x17\n\x13LLM_EVENT_OFFLOADED\x10\x06\x12\x1b\n\x17LLM_EVENT_RELOAD_FAILED\x10\x07*w\n\x08LogLevel\x12\x19\n\x15LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLOG_LEVEL_DEBUG\x10\x01\x12\x12\n\x0eLOG_LEVEL_INFO\x10\x02\x12\x12\n\x0eLOG_LEVEL_WARN\x10\x03\x12\x13\n\x0fLOG_LEVEL_ERROR\x10\x04\x32\xc8\x05\n\nLlmService\x12U\n\x08StartLlm\x12#.genaid.resource.v1.StartLlmRequest\x1a$.genaid.resource.v1.StartLlmResponse\x12R\n\x07StopLlm\x12\".genaid.resource.v1.StopLlmRequest\x1a#.genaid.resource.v1.StopLlmResponse\x12[\n\nRestartLlm\x12%.genaid.resource.v1.RestartLlmRequest\x1a&.genaid.resource.v1.RestartLlmResponse\x12O\n\x06GetLlm\x12!.genaid.resource.v1.GetLlmRequest\x1a\".genaid.resource.v1.GetLlmResponse\x12W\n\x08WatchLlm\x12#.genaid.resource.v1.WatchLlmRequest\x1a$.genaid.resource.v1.WatchLlmResponse0\x01\x12U\n\x08ListLogs\x12#.genaid.resource.v1.ListLogsRequest\x1a$.genaid.resource.v1.ListLogsResponse\x12W\n\x08TailLogs\x12#.genaid.resource.v1.TailLogsRequest\x1a$.genaid.resource.v1.TailLogsResponse0\x01\x12X\n\tClearLogs\x12$.genaid.resource.v1.ClearLogsRequest\x1a%.genaid.resource.v1.ClearLogsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgenaid/resource/v1/llm.proto\x12\x12genaid.resource.v1\x1a\x1egenaid/common/v1/engines.proto\x1a\x1bgenaid/common/v1/logs.proto\x1a\x1fgenaid/resource/v1/system.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x01\n\nLlmServing\x12\x11\n\x04port\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0f\n\x07\x61pi_key\x18\x03 \x01(\t\x12\x17\n\nmemory_map\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x0bmemory_lock\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\x07\n\x05_portB\r\n\x0b_memory_mapB\x0e\n\x0c_memory_lock\"\xdb\x05\n\x03Llm\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.genaid.common.v1.ServerState\x12-\n\x06health\x18\x02 \x01(\x0e\x32\x1d.genaid.common.v1.HealthState\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x11\n\x04port\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x10\n\x03pid\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08restarts\x18\t \x01(\x05\x12\x12\n\nlast_error\x18\n \x01(\t\x12\x17\n\x0fload_percentage\x18\x0b \x01(\x01\x12\x31\n\nlast_event\x18\x0c \x01(\x0e\x32\x1d.genaid.common.v1.EngineEvent\x12-\n\x06\x63onfig\x18\r \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12/\n\x07serving\x18\x0e \x01(\x0b\x32\x1e.genaid.resource.v1.LlmServing\x12\x1b\n\x13separates_reasoning\x18\x0f \x01(\x08\x12\x0f\n\x07variant\x18\x10 \x01(\t\x12\x12\n\ngeneration\x18\x11 \x01(\x03\x12\x35\n\x07reasons\x18\x12 \x03(\x0b\x32$.genaid.resource.v1.Llm.ReasonsEntry\x12\x11\n\toffloaded\x18\x13 \x01(\x08\x12\x31\n\x0bstop_reason\x18\x14 \x01(\x0e\x32\x1c.genaid.common.v1.StopReason\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_portB\x06\n\x04_pid\"\xa8\x01\n\x0fStartLlmRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12-\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12/\n\x07serving\x18\x03 \x01(\x0b\x32\x1e.genaid.resource.v1.LlmServing\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"8\n\x10StartLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"4\n\x0eStopLlmRequest\x12\x15\n\x08model_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_model_id\"7\n\x0fStopLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"7\n\x11RestartLlmRequest\x12\x15\n\x08model_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_model_id\":\n\x12RestartLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"3\n\rGetLlmRequest\x12\x15\n\x08model_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_model_id\"6\n\x0eGetLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"5\n\x0fWatchLlmRequest\x12\x15\n\x08model_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_model_id\"8\n\x10WatchLlmResponse\x12$\n\x03llm\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Llm\"S\n\x0fListLogsRequest\x12\x12\n\x05lines\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08model_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_linesB\x0b\n\t_model_id\"?\n\x10ListLogsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.genaid.common.v1.LogEntry\"c\n\x0fTailLogsRequest\x12\x1a\n\rfrom_sequence\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\x08model_id\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\x10\n\x0e_from_sequenceB\x0b\n\t_model_id\"?\n\x10TailLogsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.genaid.common.v1.LogEntry\"6\n\x10\x43learLogsRequest\x12\x15\n\x08model_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_model_id\"\x13\n\x11\x43learLogsResponse2\xc8\x05\n\nLlmService\x12U\n\x08StartLlm\x12#.genaid.resource.v1.StartLlmRequest\x1a$.genaid.resource.v1.StartLlmResponse\x12R\n\x07StopLlm\x12\".genaid.resource.v1.StopLlmRequest\x1a#.genaid.resource.v1.StopLlmResponse\x12[\n\nRestartLlm\x12%.genaid.resource.v1.RestartLlmRequest\x1a&.genaid.resource.v1.RestartLlmResponse\x12O\n\x06GetLlm\x12!.genaid.resource.v1.GetLlmRequest\x1a\".genaid.resource.v1.GetLlmResponse\x12W\n\x08WatchLlm\x12#.genaid.resource.v1.WatchLlmRequest\x1a$.genaid.resource.v1.WatchLlmResponse0\x01\x12U\n\x08ListLogs\x12#.genaid.resource.v1.ListLogsRequest\x1a$.genaid.resource.v1.ListLogsResponse\x12W\n\x08TailLogs\x12#.genaid.resource.v1.TailLogsRequest\x1a$.genaid.resource.v1.TailLogsResponse0\x01\x12X\n\tClearLogs\x12$.genaid.resource.v1.ClearLogsRequest\x1a%.genaid.resource.v1.ClearLogsResponseB\xc0\x01\n\x12genaid.resource.v1B\x08LlmProtoP\x01Z\x1dgenaid/resource/v1;resourcev1\xa2\x02\x0eGenaidResource\xaa\x02\x12Genaid.Resource.V1\xba\x02\x0eGenaidResource\xca\x02\x12Genaid\\Resource\\V1\xe2\x02\x1bGenaid\\Resource\\V1\\Metadata\xea\x02\x14Genaid::Resource::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'genaid.resource.v1.llm_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\022genaid.resource.v1B\010LlmProtoP\001Z\035genaid/resource/v1;resourcev1\242\002\016GenaidResource\252\002\022Genaid.Resource.V1\272\002\016GenaidResource\312\002\022Genaid\\Resource\\V1\342\002\033Genaid\\Resource\\V1\\Metadata\352\002\024Genaid::Resource::V1'
   _globals['_LLM_REASONSENTRY']._loaded_options = None
   _globals['_LLM_REASONSENTRY']._serialized_options = b'8\001'
-  _globals['_SERVERSTATE']._serialized_start=1960
-  _globals['_SERVERSTATE']._serialized_end=2135
-  _globals['_HEALTH']._serialized_start=2137
-  _globals['_HEALTH']._serialized_end=2242
-  _globals['_LLMEVENT']._serialized_start=2245
-  _globals['_LLMEVENT']._serialized_end=2452
-  _globals['_LOGLEVEL']._serialized_start=2454
-  _globals['_LOGLEVEL']._serialized_end=2573
-  _globals['_LLMSERVING']._serialized_start=151
-  _globals['_LLMSERVING']._serialized_end=304
-  _globals['_LLM']._serialized_start=307
-  _globals['_LLM']._serialized_end=985
-  _globals['_LLM_REASONSENTRY']._serialized_start=922
-  _globals['_LLM_REASONSENTRY']._serialized_end=968
-  _globals['_LOGENTRY']._serialized_start=988
-  _globals['_LOGENTRY']._serialized_end=1133
-  _globals['_STARTLLMREQUEST']._serialized_start=1136
-  _globals['_STARTLLMREQUEST']._serialized_end=1304
-  _globals['_STARTLLMRESPONSE']._serialized_start=1306
-  _globals['_STARTLLMRESPONSE']._serialized_end=1362
-  _globals['_STOPLLMREQUEST']._serialized_start=1364
-  _globals['_STOPLLMREQUEST']._serialized_end=1380
-  _globals['_STOPLLMRESPONSE']._serialized_start=1382
-  _globals['_STOPLLMRESPONSE']._serialized_end=1437
-  _globals['_RESTARTLLMREQUEST']._serialized_start=1439
-  _globals['_RESTARTLLMREQUEST']._serialized_end=1458
-  _globals['_RESTARTLLMRESPONSE']._serialized_start=1460
-  _globals['_RESTARTLLMRESPONSE']._serialized_end=1518
-  _globals['_GETLLMREQUEST']._serialized_start=1520
-  _globals['_GETLLMREQUEST']._serialized_end=1535
-  _globals['_GETLLMRESPONSE']._serialized_start=1537
-  _globals['_GETLLMRESPONSE']._serialized_end=1591
-  _globals['_WATCHLLMREQUEST']._serialized_start=1593
-  _globals['_WATCHLLMREQUEST']._serialized_end=1610
-  _globals['_WATCHLLMRESPONSE']._serialized_start=1612
-  _globals['_WATCHLLMRESPONSE']._serialized_end=1668
-  _globals['_LISTLOGSREQUEST']._serialized_start=1670
-  _globals['_LISTLOGSREQUEST']._serialized_end=1717
-  _globals['_LISTLOGSRESPONSE']._serialized_start=1719
-  _globals['_LISTLOGSRESPONSE']._serialized_end=1784
-  _globals['_TAILLOGSREQUEST']._serialized_start=1786
-  _globals['_TAILLOGSREQUEST']._serialized_end=1849
-  _globals['_TAILLOGSRESPONSE']._serialized_start=1851
-  _globals['_TAILLOGSRESPONSE']._serialized_end=1916
-  _globals['_CLEARLOGSREQUEST']._serialized_start=1918
-  _globals['_CLEARLOGSREQUEST']._serialized_end=1936
-  _globals['_CLEARLOGSRESPONSE']._serialized_start=1938
-  _globals['_CLEARLOGSRESPONSE']._serialized_end=1957
-  _globals['_LLMSERVICE']._serialized_start=2576
-  _globals['_LLMSERVICE']._serialized_end=3288
+  _globals['_LLMSERVING']._serialized_start=212
+  _globals['_LLMSERVING']._serialized_end=365
+  _globals['_LLM']._serialized_start=368
+  _globals['_LLM']._serialized_end=1099
+  _globals['_LLM_REASONSENTRY']._serialized_start=1036
+  _globals['_LLM_REASONSENTRY']._serialized_end=1082
+  _globals['_STARTLLMREQUEST']._serialized_start=1102
+  _globals['_STARTLLMREQUEST']._serialized_end=1270
+  _globals['_STARTLLMRESPONSE']._serialized_start=1272
+  _globals['_STARTLLMRESPONSE']._serialized_end=1328
+  _globals['_STOPLLMREQUEST']._serialized_start=1330
+  _globals['_STOPLLMREQUEST']._serialized_end=1382
+  _globals['_STOPLLMRESPONSE']._serialized_start=1384
+  _globals['_STOPLLMRESPONSE']._serialized_end=1439
+  _globals['_RESTARTLLMREQUEST']._serialized_start=1441
+  _globals['_RESTARTLLMREQUEST']._serialized_end=1496
+  _globals['_RESTARTLLMRESPONSE']._serialized_start=1498
+  _globals['_RESTARTLLMRESPONSE']._serialized_end=1556
+  _globals['_GETLLMREQUEST']._serialized_start=1558
+  _globals['_GETLLMREQUEST']._serialized_end=1609
+  _globals['_GETLLMRESPONSE']._serialized_start=1611
+  _globals['_GETLLMRESPONSE']._serialized_end=1665
+  _globals['_WATCHLLMREQUEST']._serialized_start=1667
+  _globals['_WATCHLLMREQUEST']._serialized_end=1720
+  _globals['_WATCHLLMRESPONSE']._serialized_start=1722
+  _globals['_WATCHLLMRESPONSE']._serialized_end=1778
+  _globals['_LISTLOGSREQUEST']._serialized_start=1780
+  _globals['_LISTLOGSREQUEST']._serialized_end=1863
+  _globals['_LISTLOGSRESPONSE']._serialized_start=1865
+  _globals['_LISTLOGSRESPONSE']._serialized_end=1928
+  _globals['_TAILLOGSREQUEST']._serialized_start=1930
+  _globals['_TAILLOGSREQUEST']._serialized_end=2029
+  _globals['_TAILLOGSRESPONSE']._serialized_start=2031
+  _globals['_TAILLOGSRESPONSE']._serialized_end=2094
+  _globals['_CLEARLOGSREQUEST']._serialized_start=2096
+  _globals['_CLEARLOGSREQUEST']._serialized_end=2150
+  _globals['_CLEARLOGSRESPONSE']._serialized_start=2152
+  _globals['_CLEARLOGSRESPONSE']._serialized_end=2171
+  _globals['_LLMSERVICE']._serialized_start=2174
+  _globals['_LLMSERVICE']._serialized_end=2886
 # @@protoc_insertion_point(module_scope)

@@ -4,13 +4,14 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from genaid.common.v1 import engines_pb2 as _engines_pb2
+from genaid.common.v1 import logs_pb2 as _logs_pb2
 from genaid.resource.v1 import system_pb2 as _system_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,150 +22,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _ServerState:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerState.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    SERVER_STATE_UNSPECIFIED: _ServerState.ValueType  # 0
-    """Never sent."""
-    SERVER_STATE_STOPPED: _ServerState.ValueType  # 1
-    """No process."""
-    SERVER_STATE_STARTING: _ServerState.ValueType  # 2
-    """The process starts or loads its model."""
-    SERVER_STATE_RUNNING: _ServerState.ValueType  # 3
-    """The model answers."""
-    SERVER_STATE_STOPPING: _ServerState.ValueType  # 4
-    """The process is ending."""
-    SERVER_STATE_CRASHED: _ServerState.ValueType  # 5
-    """The process ended by itself. Where restarts are on it comes back."""
-
-class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper):
-    """Where an engine is in its life."""
-
-SERVER_STATE_UNSPECIFIED: ServerState.ValueType  # 0
-"""Never sent."""
-SERVER_STATE_STOPPED: ServerState.ValueType  # 1
-"""No process."""
-SERVER_STATE_STARTING: ServerState.ValueType  # 2
-"""The process starts or loads its model."""
-SERVER_STATE_RUNNING: ServerState.ValueType  # 3
-"""The model answers."""
-SERVER_STATE_STOPPING: ServerState.ValueType  # 4
-"""The process is ending."""
-SERVER_STATE_CRASHED: ServerState.ValueType  # 5
-"""The process ended by itself. Where restarts are on it comes back."""
-Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
-
-class _Health:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _HealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Health.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    HEALTH_UNSPECIFIED: _Health.ValueType  # 0
-    """Never sent."""
-    HEALTH_UNKNOWN: _Health.ValueType  # 1
-    """There is no process to ask, or it was not asked yet."""
-    HEALTH_LOADING: _Health.ValueType  # 2
-    """The model is being loaded."""
-    HEALTH_OK: _Health.ValueType  # 3
-    """It has answered its health check."""
-    HEALTH_ERROR: _Health.ValueType  # 4
-    """It crashed, or does not answer its health check."""
-
-class Health(_Health, metaclass=_HealthEnumTypeWrapper):
-    """Whether an engine answers."""
-
-HEALTH_UNSPECIFIED: Health.ValueType  # 0
-"""Never sent."""
-HEALTH_UNKNOWN: Health.ValueType  # 1
-"""There is no process to ask, or it was not asked yet."""
-HEALTH_LOADING: Health.ValueType  # 2
-"""The model is being loaded."""
-HEALTH_OK: Health.ValueType  # 3
-"""It has answered its health check."""
-HEALTH_ERROR: Health.ValueType  # 4
-"""It crashed, or does not answer its health check."""
-Global___Health: _TypeAlias = Health  # noqa: Y015
-
-class _LlmEvent:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _LlmEventEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LlmEvent.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    LLM_EVENT_UNSPECIFIED: _LlmEvent.ValueType  # 0
-    """Nothing yet."""
-    LLM_EVENT_STARTED: _LlmEvent.ValueType  # 1
-    """Its process was started."""
-    LLM_EVENT_READY: _LlmEvent.ValueType  # 2
-    """Its model answers."""
-    LLM_EVENT_STOPPED: _LlmEvent.ValueType  # 3
-    """It was stopped."""
-    LLM_EVENT_CRASHED: _LlmEvent.ValueType  # 4
-    """Its process ended by itself, or was killed because it hung."""
-    LLM_EVENT_RESTARTING: _LlmEvent.ValueType  # 5
-    """It comes back after a crash."""
-    LLM_EVENT_OFFLOADED: _LlmEvent.ValueType  # 6
-    """It was stopped to make room for another engine, and comes back by itself."""
-    LLM_EVENT_RELOAD_FAILED: _LlmEvent.ValueType  # 7
-    """It was to come back after that, and could not be loaded; it is tried again."""
-
-class LlmEvent(_LlmEvent, metaclass=_LlmEventEnumTypeWrapper):
-    """What happened to an engine."""
-
-LLM_EVENT_UNSPECIFIED: LlmEvent.ValueType  # 0
-"""Nothing yet."""
-LLM_EVENT_STARTED: LlmEvent.ValueType  # 1
-"""Its process was started."""
-LLM_EVENT_READY: LlmEvent.ValueType  # 2
-"""Its model answers."""
-LLM_EVENT_STOPPED: LlmEvent.ValueType  # 3
-"""It was stopped."""
-LLM_EVENT_CRASHED: LlmEvent.ValueType  # 4
-"""Its process ended by itself, or was killed because it hung."""
-LLM_EVENT_RESTARTING: LlmEvent.ValueType  # 5
-"""It comes back after a crash."""
-LLM_EVENT_OFFLOADED: LlmEvent.ValueType  # 6
-"""It was stopped to make room for another engine, and comes back by itself."""
-LLM_EVENT_RELOAD_FAILED: LlmEvent.ValueType  # 7
-"""It was to come back after that, and could not be loaded; it is tried again."""
-Global___LlmEvent: _TypeAlias = LlmEvent  # noqa: Y015
-
-class _LogLevel:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _LogLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogLevel.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    LOG_LEVEL_UNSPECIFIED: _LogLevel.ValueType  # 0
-    """Never sent."""
-    LOG_LEVEL_DEBUG: _LogLevel.ValueType  # 1
-    """For people who look for a fault."""
-    LOG_LEVEL_INFO: _LogLevel.ValueType  # 2
-    """The usual course of things."""
-    LOG_LEVEL_WARN: _LogLevel.ValueType  # 3
-    """Something that may explain a fault later."""
-    LOG_LEVEL_ERROR: _LogLevel.ValueType  # 4
-    """Something failed."""
-
-class LogLevel(_LogLevel, metaclass=_LogLevelEnumTypeWrapper):
-    """How grave a log line is."""
-
-LOG_LEVEL_UNSPECIFIED: LogLevel.ValueType  # 0
-"""Never sent."""
-LOG_LEVEL_DEBUG: LogLevel.ValueType  # 1
-"""For people who look for a fault."""
-LOG_LEVEL_INFO: LogLevel.ValueType  # 2
-"""The usual course of things."""
-LOG_LEVEL_WARN: LogLevel.ValueType  # 3
-"""Something that may explain a fault later."""
-LOG_LEVEL_ERROR: LogLevel.ValueType  # 4
-"""Something failed."""
-Global___LogLevel: _TypeAlias = LogLevel  # noqa: Y015
 
 @_typing.final
 class LlmServing(_message.Message):
@@ -260,9 +117,10 @@ class Llm(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
     OFFLOADED_FIELD_NUMBER: _builtins.int
-    state: Global___ServerState.ValueType
-    """Where it is in its life."""
-    health: Global___Health.ValueType
+    STOP_REASON_FIELD_NUMBER: _builtins.int
+    state: _engines_pb2.ServerState.ValueType
+    """Where it is in its life. Where restarts are on, one that crashed comes back by itself."""
+    health: _engines_pb2.HealthState.ValueType
     """Whether it answers."""
     model_id: _builtins.str
     """Its model; empty before the first start."""
@@ -278,7 +136,7 @@ class Llm(_message.Message):
     """Why it crashed or failed to load last; empty if it never did, or has been loaded since."""
     load_percentage: _builtins.float
     """How far loading is while starting, 0 to 100."""
-    last_event: Global___LlmEvent.ValueType
+    last_event: _engines_pb2.EngineEvent.ValueType
     """What happened last."""
     separates_reasoning: _builtins.bool
     """Whether its answers separate reasoning (`reasoning_content`) from the rest."""
@@ -290,6 +148,8 @@ class Llm(_message.Message):
     """Whether it makes, or has made, room for another engine and comes back by itself: see GetOffloadedLlm. While this is
     set, requests to it are better kept back, even where it runs: its prompt caches are being saved or restored.
     """
+    stop_reason: _engines_pb2.StopReason.ValueType
+    """Why it has no process; unspecified while it has one."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When its process was started; absent without a process."""
@@ -313,8 +173,8 @@ class Llm(_message.Message):
     def __init__(
         self,
         *,
-        state: Global___ServerState.ValueType = ...,
-        health: Global___Health.ValueType = ...,
+        state: _engines_pb2.ServerState.ValueType = ...,
+        health: _engines_pb2.HealthState.ValueType = ...,
         model_id: _builtins.str = ...,
         port: _builtins.int | None = ...,
         host: _builtins.str = ...,
@@ -324,7 +184,7 @@ class Llm(_message.Message):
         restarts: _builtins.int = ...,
         last_error: _builtins.str = ...,
         load_percentage: _builtins.float = ...,
-        last_event: Global___LlmEvent.ValueType = ...,
+        last_event: _engines_pb2.EngineEvent.ValueType = ...,
         config: _system_pb2.LlmConfig | None = ...,
         serving: Global___LlmServing | None = ...,
         separates_reasoning: _builtins.bool = ...,
@@ -332,10 +192,11 @@ class Llm(_message.Message):
         generation: _builtins.int = ...,
         reasons: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         offloaded: _builtins.bool = ...,
+        stop_reason: _engines_pb2.StopReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "_port", b"_port", "config", b"config", "load_duration", b"load_duration", "pid", b"pid", "port", b"port", "serving", b"serving", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "_port", b"_port", "config", b"config", "generation", b"generation", "health", b"health", "host", b"host", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_id", b"model_id", "offloaded", b"offloaded", "pid", b"pid", "port", b"port", "reasons", b"reasons", "restarts", b"restarts", "separates_reasoning", b"separates_reasoning", "serving", b"serving", "start_time", b"start_time", "state", b"state", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "_port", b"_port", "config", b"config", "generation", b"generation", "health", b"health", "host", b"host", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_id", b"model_id", "offloaded", b"offloaded", "pid", b"pid", "port", b"port", "reasons", b"reasons", "restarts", b"restarts", "separates_reasoning", b"separates_reasoning", "serving", b"serving", "start_time", b"start_time", "state", b"state", "stop_reason", b"stop_reason", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
     _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015
@@ -347,46 +208,6 @@ class Llm(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__port) -> _WhichOneofReturnType__port | None: ...
 
 Global___Llm: _TypeAlias = Llm  # noqa: Y015
-
-@_typing.final
-class LogEntry(_message.Message):
-    """One line of a log."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SEQUENCE_FIELD_NUMBER: _builtins.int
-    TIME_FIELD_NUMBER: _builtins.int
-    LEVEL_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
-    RAW_FIELD_NUMBER: _builtins.int
-    sequence: _builtins.int
-    """Counts up by one a line, never reused while the service runs."""
-    level: Global___LogLevel.ValueType
-    """How grave it is."""
-    message: _builtins.str
-    """The line itself, at most 8 KiB; longer ones are cut and end with an ellipsis."""
-    raw: _builtins.str
-    """The line as the log file has it: `[ISO time] [LEVEL] message`."""
-    @_builtins.property
-    def time(self) -> _timestamp_pb2.Timestamp:
-        """When the line arrived."""
-
-    def __init__(
-        self,
-        *,
-        sequence: _builtins.int = ...,
-        time: _timestamp_pb2.Timestamp | None = ...,
-        level: Global___LogLevel.ValueType = ...,
-        message: _builtins.str = ...,
-        raw: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "message", b"message", "raw", b"raw", "sequence", b"sequence", "time", b"time"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LogEntry: _TypeAlias = LogEntry  # noqa: Y015
 
 @_typing.final
 class StartLlmRequest(_message.Message):
@@ -462,14 +283,21 @@ class StopLlmRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model whose engine is meant. Absent: the one engine that there is."""
     def __init__(
         self,
+        *,
+        model_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__model_id: _TypeAlias = _typing.Literal["model_id"]  # noqa: Y015
+    _WhichOneofArgType__model_id: _TypeAlias = _typing.Literal["_model_id", b"_model_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_id) -> _WhichOneofReturnType__model_id | None: ...
 
 Global___StopLlmRequest: _TypeAlias = StopLlmRequest  # noqa: Y015
 
@@ -503,14 +331,21 @@ class RestartLlmRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model whose engine is meant. Absent: the one engine that there is."""
     def __init__(
         self,
+        *,
+        model_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__model_id: _TypeAlias = _typing.Literal["model_id"]  # noqa: Y015
+    _WhichOneofArgType__model_id: _TypeAlias = _typing.Literal["_model_id", b"_model_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_id) -> _WhichOneofReturnType__model_id | None: ...
 
 Global___RestartLlmRequest: _TypeAlias = RestartLlmRequest  # noqa: Y015
 
@@ -544,14 +379,21 @@ class GetLlmRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model whose engine is meant. Absent: the one engine that there is."""
     def __init__(
         self,
+        *,
+        model_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__model_id: _TypeAlias = _typing.Literal["model_id"]  # noqa: Y015
+    _WhichOneofArgType__model_id: _TypeAlias = _typing.Literal["_model_id", b"_model_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_id) -> _WhichOneofReturnType__model_id | None: ...
 
 Global___GetLlmRequest: _TypeAlias = GetLlmRequest  # noqa: Y015
 
@@ -585,14 +427,21 @@ class WatchLlmRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model whose engine is meant. Absent: the one engine that there is."""
     def __init__(
         self,
+        *,
+        model_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__model_id: _TypeAlias = _typing.Literal["model_id"]  # noqa: Y015
+    _WhichOneofArgType__model_id: _TypeAlias = _typing.Literal["_model_id", b"_model_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_id) -> _WhichOneofReturnType__model_id | None: ...
 
 Global___WatchLlmRequest: _TypeAlias = WatchLlmRequest  # noqa: Y015
 
@@ -627,20 +476,29 @@ class ListLogsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LINES_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
     lines: _builtins.int
     """At most so many lines, and at most about 2 MiB of them; 0 gives none. Absent: 100."""
+    model_id: _builtins.str
+    """The model whose engine is meant. Absent: the one engine that there is."""
     def __init__(
         self,
         *,
         lines: _builtins.int | None = ...,
+        model_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lines", b"_lines", "lines", b"lines"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lines", b"_lines", "_model_id", b"_model_id", "lines", b"lines", "model_id", b"model_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lines", b"_lines", "lines", b"lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lines", b"_lines", "_model_id", b"_model_id", "lines", b"lines", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lines: _TypeAlias = _typing.Literal["lines"]  # noqa: Y015
     _WhichOneofArgType__lines: _TypeAlias = _typing.Literal["_lines", b"_lines"]  # noqa: Y015
+    _WhichOneofReturnType__model_id: _TypeAlias = _typing.Literal["model_id"]  # noqa: Y015
+    _WhichOneofArgType__model_id: _TypeAlias = _typing.Literal["_model_id", b"_model_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lines) -> _WhichOneofReturnType__lines | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_id) -> _WhichOneofReturnType__model_id | None: ...
 
 Global___ListLogsRequest: _TypeAlias = ListLogsRequest  # noqa: Y015
 
@@ -652,13 +510,13 @@ class ListLogsResponse(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEntry]:
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_logs_pb2.LogEntry]:
         """The lines, the newest last."""
 
     def __init__(
         self,
         *,
-        entries: _abc.Iterable[Global___LogEntry] | None = ...,
+        entries: _abc.Iterable[_logs_pb2.LogEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -675,22 +533,31 @@ class TailLogsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
     from_sequence: _builtins.int
     """The first sequence number wanted, to go on where an earlier stream ended. Absent: only new lines.
     Lines that are no longer kept are skipped.
     """
+    model_id: _builtins.str
+    """The model whose engine is meant. Absent: the one engine that there is."""
     def __init__(
         self,
         *,
         from_sequence: _builtins.int | None = ...,
+        model_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_sequence", b"_from_sequence", "from_sequence", b"from_sequence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_sequence", b"_from_sequence", "_model_id", b"_model_id", "from_sequence", b"from_sequence", "model_id", b"model_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_sequence", b"_from_sequence", "from_sequence", b"from_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_sequence", b"_from_sequence", "_model_id", b"_model_id", "from_sequence", b"from_sequence", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__from_sequence: _TypeAlias = _typing.Literal["from_sequence"]  # noqa: Y015
     _WhichOneofArgType__from_sequence: _TypeAlias = _typing.Literal["_from_sequence", b"_from_sequence"]  # noqa: Y015
+    _WhichOneofReturnType__model_id: _TypeAlias = _typing.Literal["model_id"]  # noqa: Y015
+    _WhichOneofArgType__model_id: _TypeAlias = _typing.Literal["_model_id", b"_model_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__from_sequence) -> _WhichOneofReturnType__from_sequence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_id) -> _WhichOneofReturnType__model_id | None: ...
 
 Global___TailLogsRequest: _TypeAlias = TailLogsRequest  # noqa: Y015
 
@@ -702,13 +569,13 @@ class TailLogsResponse(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEntry]:
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_logs_pb2.LogEntry]:
         """At least one line, in order."""
 
     def __init__(
         self,
         *,
-        entries: _abc.Iterable[Global___LogEntry] | None = ...,
+        entries: _abc.Iterable[_logs_pb2.LogEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -724,14 +591,21 @@ class ClearLogsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model whose engine is meant. Absent: the one engine that there is."""
     def __init__(
         self,
+        *,
+        model_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_id", b"_model_id", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__model_id: _TypeAlias = _typing.Literal["model_id"]  # noqa: Y015
+    _WhichOneofArgType__model_id: _TypeAlias = _typing.Literal["_model_id", b"_model_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_id) -> _WhichOneofReturnType__model_id | None: ...
 
 Global___ClearLogsRequest: _TypeAlias = ClearLogsRequest  # noqa: Y015
 

@@ -28,6 +28,11 @@ if _version_not_supported:
 class LlmServiceStub:
     """The LLM engine: a child process that holds one language model and answers as llama-server does, with its HTTP API on
     a port of its own. Requests go straight there; nothing of genaid stands in their way.
+
+    There is one such engine. Each call but StartLlm may name the model that it is about: so a program never stops,
+    restarts or reads what somebody else has started in its place. Where no engine has that model, or had it before it
+    was stopped, the call fails with MODEL_NOT_FOUND and the facts `modelId`, the one that was named, and `engineModelId`,
+    the one that there is, if there is one. The log is that of the engine, with the lines of all models that it has had.
     """
 
     def __init__(self, channel):
@@ -81,6 +86,11 @@ class LlmServiceStub:
 class LlmServiceServicer:
     """The LLM engine: a child process that holds one language model and answers as llama-server does, with its HTTP API on
     a port of its own. Requests go straight there; nothing of genaid stands in their way.
+
+    There is one such engine. Each call but StartLlm may name the model that it is about: so a program never stops,
+    restarts or reads what somebody else has started in its place. Where no engine has that model, or had it before it
+    was stopped, the call fails with MODEL_NOT_FOUND and the facts `modelId`, the one that was named, and `engineModelId`,
+    the one that there is, if there is one. The log is that of the engine, with the lines of all models that it has had.
     """
 
     def StartLlm(self, request, context):
@@ -100,6 +110,8 @@ class LlmServiceServicer:
     def StopLlm(self, request, context):
         """Stops the engine and frees its memory. It gets 10 seconds to end by itself and is then killed; a start that is
         under way ends with SERVER_ERROR. Stopping a stopped engine is no error.
+
+        Errors: MODEL_NOT_FOUND where no engine has the model that is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +120,8 @@ class LlmServiceServicer:
     def RestartLlm(self, request, context):
         """Stops the engine and starts it again with the same model and options.
 
-        Errors: SERVER_ERROR where it has never been started; else as for StartLlm.
+        Errors: SERVER_ERROR where it has never been started; MODEL_NOT_FOUND where no engine has the model that is named;
+        else as for StartLlm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +129,8 @@ class LlmServiceServicer:
 
     def GetLlm(self, request, context):
         """Returns the engine as it is now, its health asked for anew.
+
+        Errors: MODEL_NOT_FOUND where no engine has the model that is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +138,9 @@ class LlmServiceServicer:
 
     def WatchLlm(self, request, context):
         """Streams the engine: first as it is now, then after each change the newest, with the event that led to it. It ends
-        when the server stops.
+        when the server stops, and where a model is named also when the engine gets another one.
+
+        Errors: MODEL_NOT_FOUND where no engine has the model that is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +149,7 @@ class LlmServiceServicer:
     def ListLogs(self, request, context):
         """Returns the newest lines of the engine's log, the newest last.
 
-        Errors: INVALID_REQUEST for a negative number of lines.
+        Errors: INVALID_REQUEST for a negative number of lines; MODEL_NOT_FOUND where no engine has the model that is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +157,8 @@ class LlmServiceServicer:
 
     def TailLogs(self, request, context):
         """Streams the engine's log from a sequence number on, then each new line. It ends when the server stops.
+
+        Errors: MODEL_NOT_FOUND where no engine has the model that is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +167,7 @@ class LlmServiceServicer:
     def ClearLogs(self, request, context):
         """Forgets the engine's log, in memory and on disk. Sequence numbers go on.
 
-        Errors: FILE_SYSTEM_ERROR where a file can't be removed.
+        Errors: FILE_SYSTEM_ERROR where a file can't be removed; MODEL_NOT_FOUND where no engine has the model that is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -208,6 +227,11 @@ def add_LlmServiceServicer_to_server(servicer, server):
 class LlmService:
     """The LLM engine: a child process that holds one language model and answers as llama-server does, with its HTTP API on
     a port of its own. Requests go straight there; nothing of genaid stands in their way.
+
+    There is one such engine. Each call but StartLlm may name the model that it is about: so a program never stops,
+    restarts or reads what somebody else has started in its place. Where no engine has that model, or had it before it
+    was stopped, the call fails with MODEL_NOT_FOUND and the facts `modelId`, the one that was named, and `engineModelId`,
+    the one that there is, if there is one. The log is that of the engine, with the lines of all models that it has had.
     """
 
     @staticmethod

@@ -29,6 +29,11 @@ GRPC_VERSION: str
 class LlmServiceStub:
     """The LLM engine: a child process that holds one language model and answers as llama-server does, with its HTTP API on
     a port of its own. Requests go straight there; nothing of genaid stands in their way.
+
+    There is one such engine. Each call but StartLlm may name the model that it is about: so a program never stops,
+    restarts or reads what somebody else has started in its place. Where no engine has that model, or had it before it
+    was stopped, the call fails with MODEL_NOT_FOUND and the facts `modelId`, the one that was named, and `engineModelId`,
+    the one that there is, if there is one. The log is that of the engine, with the lines of all models that it has had.
     """
 
     @_typing.overload
@@ -48,35 +53,51 @@ class LlmServiceStub:
     StopLlm: _grpc.UnaryUnaryMultiCallable[_llm_pb2.StopLlmRequest, _llm_pb2.StopLlmResponse]
     """Stops the engine and frees its memory. It gets 10 seconds to end by itself and is then killed; a start that is
     under way ends with SERVER_ERROR. Stopping a stopped engine is no error.
+
+    Errors: MODEL_NOT_FOUND where no engine has the model that is named.
     """
     RestartLlm: _grpc.UnaryUnaryMultiCallable[_llm_pb2.RestartLlmRequest, _llm_pb2.RestartLlmResponse]
     """Stops the engine and starts it again with the same model and options.
 
-    Errors: SERVER_ERROR where it has never been started; else as for StartLlm.
+    Errors: SERVER_ERROR where it has never been started; MODEL_NOT_FOUND where no engine has the model that is named;
+    else as for StartLlm.
     """
     GetLlm: _grpc.UnaryUnaryMultiCallable[_llm_pb2.GetLlmRequest, _llm_pb2.GetLlmResponse]
-    """Returns the engine as it is now, its health asked for anew."""
+    """Returns the engine as it is now, its health asked for anew.
+
+    Errors: MODEL_NOT_FOUND where no engine has the model that is named.
+    """
     WatchLlm: _grpc.UnaryStreamMultiCallable[_llm_pb2.WatchLlmRequest, _llm_pb2.WatchLlmResponse]
     """Streams the engine: first as it is now, then after each change the newest, with the event that led to it. It ends
-    when the server stops.
+    when the server stops, and where a model is named also when the engine gets another one.
+
+    Errors: MODEL_NOT_FOUND where no engine has the model that is named.
     """
     ListLogs: _grpc.UnaryUnaryMultiCallable[_llm_pb2.ListLogsRequest, _llm_pb2.ListLogsResponse]
     """Returns the newest lines of the engine's log, the newest last.
 
-    Errors: INVALID_REQUEST for a negative number of lines.
+    Errors: INVALID_REQUEST for a negative number of lines; MODEL_NOT_FOUND where no engine has the model that is named.
     """
     TailLogs: _grpc.UnaryStreamMultiCallable[_llm_pb2.TailLogsRequest, _llm_pb2.TailLogsResponse]
-    """Streams the engine's log from a sequence number on, then each new line. It ends when the server stops."""
+    """Streams the engine's log from a sequence number on, then each new line. It ends when the server stops.
+
+    Errors: MODEL_NOT_FOUND where no engine has the model that is named.
+    """
     ClearLogs: _grpc.UnaryUnaryMultiCallable[_llm_pb2.ClearLogsRequest, _llm_pb2.ClearLogsResponse]
     """Forgets the engine's log, in memory and on disk. Sequence numbers go on.
 
-    Errors: FILE_SYSTEM_ERROR where a file can't be removed.
+    Errors: FILE_SYSTEM_ERROR where a file can't be removed; MODEL_NOT_FOUND where no engine has the model that is named.
     """
 
 @_typing.type_check_only
 class LlmServiceAsyncStub(LlmServiceStub):
     """The LLM engine: a child process that holds one language model and answers as llama-server does, with its HTTP API on
     a port of its own. Requests go straight there; nothing of genaid stands in their way.
+
+    There is one such engine. Each call but StartLlm may name the model that it is about: so a program never stops,
+    restarts or reads what somebody else has started in its place. Where no engine has that model, or had it before it
+    was stopped, the call fails with MODEL_NOT_FOUND and the facts `modelId`, the one that was named, and `engineModelId`,
+    the one that there is, if there is one. The log is that of the engine, with the lines of all models that it has had.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -93,34 +114,50 @@ class LlmServiceAsyncStub(LlmServiceStub):
     StopLlm: _aio.UnaryUnaryMultiCallable[_llm_pb2.StopLlmRequest, _llm_pb2.StopLlmResponse]  # type: ignore[assignment]
     """Stops the engine and frees its memory. It gets 10 seconds to end by itself and is then killed; a start that is
     under way ends with SERVER_ERROR. Stopping a stopped engine is no error.
+
+    Errors: MODEL_NOT_FOUND where no engine has the model that is named.
     """
     RestartLlm: _aio.UnaryUnaryMultiCallable[_llm_pb2.RestartLlmRequest, _llm_pb2.RestartLlmResponse]  # type: ignore[assignment]
     """Stops the engine and starts it again with the same model and options.
 
-    Errors: SERVER_ERROR where it has never been started; else as for StartLlm.
+    Errors: SERVER_ERROR where it has never been started; MODEL_NOT_FOUND where no engine has the model that is named;
+    else as for StartLlm.
     """
     GetLlm: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetLlmRequest, _llm_pb2.GetLlmResponse]  # type: ignore[assignment]
-    """Returns the engine as it is now, its health asked for anew."""
+    """Returns the engine as it is now, its health asked for anew.
+
+    Errors: MODEL_NOT_FOUND where no engine has the model that is named.
+    """
     WatchLlm: _aio.UnaryStreamMultiCallable[_llm_pb2.WatchLlmRequest, _llm_pb2.WatchLlmResponse]  # type: ignore[assignment]
     """Streams the engine: first as it is now, then after each change the newest, with the event that led to it. It ends
-    when the server stops.
+    when the server stops, and where a model is named also when the engine gets another one.
+
+    Errors: MODEL_NOT_FOUND where no engine has the model that is named.
     """
     ListLogs: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListLogsRequest, _llm_pb2.ListLogsResponse]  # type: ignore[assignment]
     """Returns the newest lines of the engine's log, the newest last.
 
-    Errors: INVALID_REQUEST for a negative number of lines.
+    Errors: INVALID_REQUEST for a negative number of lines; MODEL_NOT_FOUND where no engine has the model that is named.
     """
     TailLogs: _aio.UnaryStreamMultiCallable[_llm_pb2.TailLogsRequest, _llm_pb2.TailLogsResponse]  # type: ignore[assignment]
-    """Streams the engine's log from a sequence number on, then each new line. It ends when the server stops."""
+    """Streams the engine's log from a sequence number on, then each new line. It ends when the server stops.
+
+    Errors: MODEL_NOT_FOUND where no engine has the model that is named.
+    """
     ClearLogs: _aio.UnaryUnaryMultiCallable[_llm_pb2.ClearLogsRequest, _llm_pb2.ClearLogsResponse]  # type: ignore[assignment]
     """Forgets the engine's log, in memory and on disk. Sequence numbers go on.
 
-    Errors: FILE_SYSTEM_ERROR where a file can't be removed.
+    Errors: FILE_SYSTEM_ERROR where a file can't be removed; MODEL_NOT_FOUND where no engine has the model that is named.
     """
 
 class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     """The LLM engine: a child process that holds one language model and answers as llama-server does, with its HTTP API on
     a port of its own. Requests go straight there; nothing of genaid stands in their way.
+
+    There is one such engine. Each call but StartLlm may name the model that it is about: so a program never stops,
+    restarts or reads what somebody else has started in its place. Where no engine has that model, or had it before it
+    was stopped, the call fails with MODEL_NOT_FOUND and the facts `modelId`, the one that was named, and `engineModelId`,
+    the one that there is, if there is one. The log is that of the engine, with the lines of all models that it has had.
     """
 
     @_abc_1.abstractmethod
@@ -147,6 +184,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_llm_pb2.StopLlmResponse, _abc.Awaitable[_llm_pb2.StopLlmResponse]]:
         """Stops the engine and frees its memory. It gets 10 seconds to end by itself and is then killed; a start that is
         under way ends with SERVER_ERROR. Stopping a stopped engine is no error.
+
+        Errors: MODEL_NOT_FOUND where no engine has the model that is named.
         """
 
     @_abc_1.abstractmethod
@@ -157,7 +196,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_llm_pb2.RestartLlmResponse, _abc.Awaitable[_llm_pb2.RestartLlmResponse]]:
         """Stops the engine and starts it again with the same model and options.
 
-        Errors: SERVER_ERROR where it has never been started; else as for StartLlm.
+        Errors: SERVER_ERROR where it has never been started; MODEL_NOT_FOUND where no engine has the model that is named;
+        else as for StartLlm.
         """
 
     @_abc_1.abstractmethod
@@ -166,7 +206,10 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.GetLlmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_llm_pb2.GetLlmResponse, _abc.Awaitable[_llm_pb2.GetLlmResponse]]:
-        """Returns the engine as it is now, its health asked for anew."""
+        """Returns the engine as it is now, its health asked for anew.
+
+        Errors: MODEL_NOT_FOUND where no engine has the model that is named.
+        """
 
     @_abc_1.abstractmethod
     def WatchLlm(
@@ -175,7 +218,9 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_llm_pb2.WatchLlmResponse], _abc.AsyncIterator[_llm_pb2.WatchLlmResponse]]:
         """Streams the engine: first as it is now, then after each change the newest, with the event that led to it. It ends
-        when the server stops.
+        when the server stops, and where a model is named also when the engine gets another one.
+
+        Errors: MODEL_NOT_FOUND where no engine has the model that is named.
         """
 
     @_abc_1.abstractmethod
@@ -186,7 +231,7 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_llm_pb2.ListLogsResponse, _abc.Awaitable[_llm_pb2.ListLogsResponse]]:
         """Returns the newest lines of the engine's log, the newest last.
 
-        Errors: INVALID_REQUEST for a negative number of lines.
+        Errors: INVALID_REQUEST for a negative number of lines; MODEL_NOT_FOUND where no engine has the model that is named.
         """
 
     @_abc_1.abstractmethod
@@ -195,7 +240,10 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.TailLogsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_llm_pb2.TailLogsResponse], _abc.AsyncIterator[_llm_pb2.TailLogsResponse]]:
-        """Streams the engine's log from a sequence number on, then each new line. It ends when the server stops."""
+        """Streams the engine's log from a sequence number on, then each new line. It ends when the server stops.
+
+        Errors: MODEL_NOT_FOUND where no engine has the model that is named.
+        """
 
     @_abc_1.abstractmethod
     def ClearLogs(
@@ -205,7 +253,7 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_llm_pb2.ClearLogsResponse, _abc.Awaitable[_llm_pb2.ClearLogsResponse]]:
         """Forgets the engine's log, in memory and on disk. Sequence numbers go on.
 
-        Errors: FILE_SYSTEM_ERROR where a file can't be removed.
+        Errors: FILE_SYSTEM_ERROR where a file can't be removed; MODEL_NOT_FOUND where no engine has the model that is named.
         """
 
 def add_LlmServiceServicer_to_server(servicer: LlmServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -88,6 +88,8 @@ class OrchestrationServiceServicer:
 
     def GetOffloadedLlm(self, request, context):
         """Returns the LLM that was offloaded and is to come back, if there is one.
+
+        Errors: MODEL_NOT_FOUND where no LLM engine has the model that is named: see LlmService.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +97,8 @@ class OrchestrationServiceServicer:
 
     def ForgetOffloadedLlm(self, request, context):
         """Gives up on the LLM that was offloaded: it stays stopped. It is no error where there is none.
+
+        Errors: MODEL_NOT_FOUND where no LLM engine has the model that is named: see LlmService.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,9 +44,15 @@ class OrchestrationServiceStub:
     none or more than one; INVALID_REQUEST for a size out of range; FILE_SYSTEM_ERROR where its file can't be read.
     """
     GetOffloadedLlm: _grpc.UnaryUnaryMultiCallable[_orchestration_pb2.GetOffloadedLlmRequest, _orchestration_pb2.GetOffloadedLlmResponse]
-    """Returns the LLM that was offloaded and is to come back, if there is one."""
+    """Returns the LLM that was offloaded and is to come back, if there is one.
+
+    Errors: MODEL_NOT_FOUND where no LLM engine has the model that is named: see LlmService.
+    """
     ForgetOffloadedLlm: _grpc.UnaryUnaryMultiCallable[_orchestration_pb2.ForgetOffloadedLlmRequest, _orchestration_pb2.ForgetOffloadedLlmResponse]
-    """Gives up on the LLM that was offloaded: it stays stopped. It is no error where there is none."""
+    """Gives up on the LLM that was offloaded: it stays stopped. It is no error where there is none.
+
+    Errors: MODEL_NOT_FOUND where no LLM engine has the model that is named: see LlmService.
+    """
     HoldLease: _grpc.UnaryStreamMultiCallable[_orchestration_pb2.HoldLeaseRequest, _orchestration_pb2.HoldLeaseResponse]
     """Holds a lease for as long as the stream lasts; to end the stream is to give the memory back, which is done once
     the engine's process is gone. The lease comes first as it is, then after each change. A second stream with the same
@@ -83,9 +89,15 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
     none or more than one; INVALID_REQUEST for a size out of range; FILE_SYSTEM_ERROR where its file can't be read.
     """
     GetOffloadedLlm: _aio.UnaryUnaryMultiCallable[_orchestration_pb2.GetOffloadedLlmRequest, _orchestration_pb2.GetOffloadedLlmResponse]  # type: ignore[assignment]
-    """Returns the LLM that was offloaded and is to come back, if there is one."""
+    """Returns the LLM that was offloaded and is to come back, if there is one.
+
+    Errors: MODEL_NOT_FOUND where no LLM engine has the model that is named: see LlmService.
+    """
     ForgetOffloadedLlm: _aio.UnaryUnaryMultiCallable[_orchestration_pb2.ForgetOffloadedLlmRequest, _orchestration_pb2.ForgetOffloadedLlmResponse]  # type: ignore[assignment]
-    """Gives up on the LLM that was offloaded: it stays stopped. It is no error where there is none."""
+    """Gives up on the LLM that was offloaded: it stays stopped. It is no error where there is none.
+
+    Errors: MODEL_NOT_FOUND where no LLM engine has the model that is named: see LlmService.
+    """
     HoldLease: _aio.UnaryStreamMultiCallable[_orchestration_pb2.HoldLeaseRequest, _orchestration_pb2.HoldLeaseResponse]  # type: ignore[assignment]
     """Holds a lease for as long as the stream lasts; to end the stream is to give the memory back, which is done once
     the engine's process is gone. The lease comes first as it is, then after each change. A second stream with the same
@@ -131,7 +143,10 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_pb2.GetOffloadedLlmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_pb2.GetOffloadedLlmResponse, _abc.Awaitable[_orchestration_pb2.GetOffloadedLlmResponse]]:
-        """Returns the LLM that was offloaded and is to come back, if there is one."""
+        """Returns the LLM that was offloaded and is to come back, if there is one.
+
+        Errors: MODEL_NOT_FOUND where no LLM engine has the model that is named: see LlmService.
+        """
 
     @_abc_1.abstractmethod
     def ForgetOffloadedLlm(
@@ -139,7 +154,10 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestration_pb2.ForgetOffloadedLlmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestration_pb2.ForgetOffloadedLlmResponse, _abc.Awaitable[_orchestration_pb2.ForgetOffloadedLlmResponse]]:
-        """Gives up on the LLM that was offloaded: it stays stopped. It is no error where there is none."""
+        """Gives up on the LLM that was offloaded: it stays stopped. It is no error where there is none.
+
+        Errors: MODEL_NOT_FOUND where no LLM engine has the model that is named: see LlmService.
+        """
 
     @_abc_1.abstractmethod
     def HoldLease(

@@ -22,69 +22,79 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from genaid.common.v1 import engines_pb2 as genaid_dot_common_dot_v1_dot_engines__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fgenaid/resource/v1/system.proto\x12\x12genaid.resource.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n\x03\x43pu\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0ephysical_cores\x18\x03 \x01(\x05\x12\x15\n\rlogical_cores\x18\x04 \x01(\x05\x12\x14\n\x0cusable_cores\x18\x05 \x01(\x05\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\"\xb1\x01\n\x03Ram\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x12\n\nused_bytes\x18\x03 \x01(\x03\x12\"\n\x15\x63ontainer_limit_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0c\x62udget_bytes\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x18\n\x16_container_limit_bytesB\x0f\n\r_budget_bytes\"\xbb\x02\n\x03Gpu\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x06vendor\x18\x02 \x01(\x0e\x32\x1d.genaid.resource.v1.GpuVendor\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\nvram_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0fvram_free_bytes\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\x0eunified_memory\x18\x06 \x01(\x08\x12\x12\n\nintegrated\x18\x07 \x01(\x08\x12\x0e\n\x06\x64river\x18\x08 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\t \x01(\t\x12\x0c\n\x04\x63uda\x18\n \x01(\x08\x12\r\n\x05metal\x18\x0b \x01(\x08\x12\x0c\n\x04rocm\x18\x0c \x01(\x08\x12\x0e\n\x06vulkan\x18\r \x01(\x08\x42\r\n\x0b_vram_bytesB\x12\n\x10_vram_free_bytes\"\xc1\x01\n\x0fRecommendations\x12\x16\n\x0emax_model_size\x18\x01 \x01(\t\x12\x15\n\rquantizations\x18\x02 \x03(\t\x12\x0f\n\x07threads\x18\x03 \x01(\x05\x12\x17\n\ngpu_layers\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x0bsize_reason\x18\x05 \x01(\t\x12\x16\n\x0ethreads_reason\x18\x06 \x01(\t\x12\x19\n\x11gpu_layers_reason\x18\x07 \x01(\tB\r\n\x0b_gpu_layers\"\x9d\x03\n\x12SystemCapabilities\x12$\n\x03\x63pu\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Cpu\x12\'\n\x06memory\x18\x02 \x01(\x0b\x32\x17.genaid.resource.v1.Ram\x12\x15\n\rgpu_available\x18\x03 \x01(\x08\x12%\n\x04gpus\x18\x04 \x03(\x0b\x32\x17.genaid.resource.v1.Gpu\x12\x10\n\x08platform\x18\x05 \x01(\t\x12\x14\n\x0cplatform_key\x18\x06 \x01(\t\x12<\n\x0frecommendations\x18\x07 \x01(\x0b\x32#.genaid.resource.v1.Recommendations\x12\r\n\x05notes\x18\x08 \x03(\t\x12\x11\n\tcontainer\x18\t \x01(\x08\x12\x0b\n\x03wsl\x18\n \x01(\x08\x12/\n\x0b\x64\x65tect_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x11vram_budget_bytes\x18\x0c \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_vram_budget_bytes\"{\n\tGpuMemory\x12\x0e\n\x06gpu_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x18\n\x0btotal_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nfree_bytes\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x0e\n\x0c_total_bytesB\r\n\x0b_free_bytes\"{\n\x0c\x45ngineMemory\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x04 \x01(\x03\x12\x17\n\nvram_bytes\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_vram_bytes\"\x85\x02\n\x0eMemorySnapshot\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x03ram\x18\x02 \x01(\x0b\x32\x17.genaid.resource.v1.Ram\x12+\n\x04gpus\x18\x03 \x03(\x0b\x32\x1d.genaid.resource.v1.GpuMemory\x12\x31\n\x07\x65ngines\x18\x04 \x03(\x0b\x32 .genaid.resource.v1.EngineMemory\x12\r\n\x05notes\x18\x05 \x03(\t\x12\x1e\n\x11vram_budget_bytes\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_vram_budget_bytes\"~\n\tFootprint\x12\x15\n\rweights_bytes\x18\x01 \x01(\x03\x12\x16\n\x0ekv_cache_bytes\x18\x02 \x01(\x03\x12\x15\n\rcompute_bytes\x18\x03 \x01(\x03\x12\x16\n\x0eoverhead_bytes\x18\x04 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x03\"t\n\nMemoryNeed\x12*\n\x03ram\x18\x01 \x01(\x0b\x32\x1d.genaid.resource.v1.Footprint\x12+\n\x04vram\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.Footprint\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\"\x83\x03\n\tLlmConfig\x12\x14\n\x07threads\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\ngpu_layers\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0c\x63ontext_size\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x1e\n\x11parallel_requests\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x1c\n\x0f\x66lash_attention\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x33\n\x0c\x63\x61\x63he_type_k\x18\x06 \x01(\x0e\x32\x1d.genaid.resource.v1.CacheType\x12\x33\n\x0c\x63\x61\x63he_type_v\x18\x07 \x01(\x0e\x32\x1d.genaid.resource.v1.CacheType\x12\x1b\n\x0e\x65xperts_on_cpu\x18\x08 \x01(\x08H\x05\x88\x01\x01\x42\n\n\x08_threadsB\r\n\x0b_gpu_layersB\x0f\n\r_context_sizeB\x14\n\x12_parallel_requestsB\x12\n\x10_flash_attentionB\x11\n\x0f_experts_on_cpu\")\n\x16GetCapabilitiesRequest\x12\x0f\n\x07refresh\x18\x01 \x01(\x08\"W\n\x17GetCapabilitiesResponse\x12<\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32&.genaid.resource.v1.SystemCapabilities\"\x12\n\x10GetMemoryRequest\"G\n\x11GetMemoryResponse\x12\x32\n\x06memory\x18\x01 \x01(\x0b\x32\".genaid.resource.v1.MemorySnapshot\"A\n\x12WatchMemoryRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x13WatchMemoryResponse\x12\x32\n\x06memory\x18\x01 \x01(\x0b\x32\".genaid.resource.v1.MemorySnapshot\"\xb2\x01\n\x11\x43heckModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63heck_total_memory\x18\x02 \x01(\x08\x12\x31\n\nllm_config\x18\x03 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12\x12\n\x05width\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06height\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_widthB\t\n\x07_height\"\xdc\x01\n\x12\x43heckModelResponse\x12\x10\n\x08possible\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nsuggestion\x18\x03 \x01(\t\x12\x16\n\x0erequired_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x05 \x01(\x03\x12,\n\x04need\x18\x06 \x01(\x0b\x32\x1e.genaid.resource.v1.MemoryNeed\x12\x31\n\nllm_config\x18\x07 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\"\\\n\x19RecommendLlmConfigRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12-\n\x06wishes\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\"\xd0\x02\n\x1aRecommendLlmConfigResponse\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12\x30\n\tplacement\x18\x02 \x01(\x0e\x32\x1d.genaid.resource.v1.Placement\x12,\n\x04need\x18\x03 \x01(\x0b\x32\x1e.genaid.resource.v1.MemoryNeed\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\x12\x17\n\x0f\x63ontext_reduced\x18\x05 \x01(\x08\x12L\n\x07reasons\x18\x06 \x03(\x0b\x32;.genaid.resource.v1.RecommendLlmConfigResponse.ReasonsEntry\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*~\n\tGpuVendor\x12\x1a\n\x16GPU_VENDOR_UNSPECIFIED\x10\x00\x12\x15\n\x11GPU_VENDOR_NVIDIA\x10\x01\x12\x12\n\x0eGPU_VENDOR_AMD\x10\x02\x12\x14\n\x10GPU_VENDOR_APPLE\x10\x03\x12\x14\n\x10GPU_VENDOR_INTEL\x10\x04*e\n\tCacheType\x12\x1a\n\x16\x43\x41\x43HE_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43\x41\x43HE_TYPE_F16\x10\x01\x12\x13\n\x0f\x43\x41\x43HE_TYPE_Q8_0\x10\x02\x12\x13\n\x0f\x43\x41\x43HE_TYPE_Q4_0\x10\x03*\x82\x01\n\tPlacement\x12\x19\n\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x12\n\x0ePLACEMENT_FULL\x10\x01\x12\x1c\n\x18PLACEMENT_EXPERTS_ON_CPU\x10\x02\x12\x15\n\x11PLACEMENT_PARTIAL\x10\x03\x12\x11\n\rPLACEMENT_CPU\x10\x04\x32\x89\x04\n\rSystemService\x12j\n\x0fGetCapabilities\x12*.genaid.resource.v1.GetCapabilitiesRequest\x1a+.genaid.resource.v1.GetCapabilitiesResponse\x12X\n\tGetMemory\x12$.genaid.resource.v1.GetMemoryRequest\x1a%.genaid.resource.v1.GetMemoryResponse\x12`\n\x0bWatchMemory\x12&.genaid.resource.v1.WatchMemoryRequest\x1a\'.genaid.resource.v1.WatchMemoryResponse0\x01\x12[\n\nCheckModel\x12%.genaid.resource.v1.CheckModelRequest\x1a&.genaid.resource.v1.CheckModelResponse\x12s\n\x12RecommendLlmConfig\x12-.genaid.resource.v1.RecommendLlmConfigRequest\x1a..genaid.resource.v1.RecommendLlmConfigResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fgenaid/resource/v1/system.proto\x12\x12genaid.resource.v1\x1a\x1egenaid/common/v1/engines.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n\x03\x43pu\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0ephysical_cores\x18\x03 \x01(\x05\x12\x15\n\rlogical_cores\x18\x04 \x01(\x05\x12\x14\n\x0cusable_cores\x18\x05 \x01(\x05\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\"\xb1\x01\n\x03Ram\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x12\n\nused_bytes\x18\x03 \x01(\x03\x12\"\n\x15\x63ontainer_limit_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0c\x62udget_bytes\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x18\n\x16_container_limit_bytesB\x0f\n\r_budget_bytes\"\xbb\x02\n\x03Gpu\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x06vendor\x18\x02 \x01(\x0e\x32\x1d.genaid.resource.v1.GpuVendor\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\nvram_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0fvram_free_bytes\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\x0eunified_memory\x18\x06 \x01(\x08\x12\x12\n\nintegrated\x18\x07 \x01(\x08\x12\x0e\n\x06\x64river\x18\x08 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\t \x01(\t\x12\x0c\n\x04\x63uda\x18\n \x01(\x08\x12\r\n\x05metal\x18\x0b \x01(\x08\x12\x0c\n\x04rocm\x18\x0c \x01(\x08\x12\x0e\n\x06vulkan\x18\r \x01(\x08\x42\r\n\x0b_vram_bytesB\x12\n\x10_vram_free_bytes\"\xc1\x01\n\x0fRecommendations\x12\x16\n\x0emax_model_size\x18\x01 \x01(\t\x12\x15\n\rquantizations\x18\x02 \x03(\t\x12\x0f\n\x07threads\x18\x03 \x01(\x05\x12\x17\n\ngpu_layers\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x0bsize_reason\x18\x05 \x01(\t\x12\x16\n\x0ethreads_reason\x18\x06 \x01(\t\x12\x19\n\x11gpu_layers_reason\x18\x07 \x01(\tB\r\n\x0b_gpu_layers\"\x9d\x03\n\x12SystemCapabilities\x12$\n\x03\x63pu\x18\x01 \x01(\x0b\x32\x17.genaid.resource.v1.Cpu\x12\'\n\x06memory\x18\x02 \x01(\x0b\x32\x17.genaid.resource.v1.Ram\x12\x15\n\rgpu_available\x18\x03 \x01(\x08\x12%\n\x04gpus\x18\x04 \x03(\x0b\x32\x17.genaid.resource.v1.Gpu\x12\x10\n\x08platform\x18\x05 \x01(\t\x12\x14\n\x0cplatform_key\x18\x06 \x01(\t\x12<\n\x0frecommendations\x18\x07 \x01(\x0b\x32#.genaid.resource.v1.Recommendations\x12\r\n\x05notes\x18\x08 \x03(\t\x12\x11\n\tcontainer\x18\t \x01(\x08\x12\x0b\n\x03wsl\x18\n \x01(\x08\x12/\n\x0b\x64\x65tect_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x11vram_budget_bytes\x18\x0c \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_vram_budget_bytes\"{\n\tGpuMemory\x12\x0e\n\x06gpu_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x18\n\x0btotal_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nfree_bytes\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x0e\n\x0c_total_bytesB\r\n\x0b_free_bytes\"{\n\x0c\x45ngineMemory\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x04 \x01(\x03\x12\x17\n\nvram_bytes\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_vram_bytes\"\x85\x02\n\x0eMemorySnapshot\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x03ram\x18\x02 \x01(\x0b\x32\x17.genaid.resource.v1.Ram\x12+\n\x04gpus\x18\x03 \x03(\x0b\x32\x1d.genaid.resource.v1.GpuMemory\x12\x31\n\x07\x65ngines\x18\x04 \x03(\x0b\x32 .genaid.resource.v1.EngineMemory\x12\r\n\x05notes\x18\x05 \x03(\t\x12\x1e\n\x11vram_budget_bytes\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_vram_budget_bytes\"~\n\tFootprint\x12\x15\n\rweights_bytes\x18\x01 \x01(\x03\x12\x16\n\x0ekv_cache_bytes\x18\x02 \x01(\x03\x12\x15\n\rcompute_bytes\x18\x03 \x01(\x03\x12\x16\n\x0eoverhead_bytes\x18\x04 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x03\"t\n\nMemoryNeed\x12*\n\x03ram\x18\x01 \x01(\x0b\x32\x1d.genaid.resource.v1.Footprint\x12+\n\x04vram\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.Footprint\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\"\x83\x03\n\tLlmConfig\x12\x14\n\x07threads\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\ngpu_layers\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0c\x63ontext_size\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x1e\n\x11parallel_requests\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x1c\n\x0f\x66lash_attention\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x33\n\x0c\x63\x61\x63he_type_k\x18\x06 \x01(\x0e\x32\x1d.genaid.resource.v1.CacheType\x12\x33\n\x0c\x63\x61\x63he_type_v\x18\x07 \x01(\x0e\x32\x1d.genaid.resource.v1.CacheType\x12\x1b\n\x0e\x65xperts_on_cpu\x18\x08 \x01(\x08H\x05\x88\x01\x01\x42\n\n\x08_threadsB\r\n\x0b_gpu_layersB\x0f\n\r_context_sizeB\x14\n\x12_parallel_requestsB\x12\n\x10_flash_attentionB\x11\n\x0f_experts_on_cpu\"\x13\n\x11GetVersionRequest\"\x85\x02\n\x12GetVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12=\n\x11\x63ontract_revision\x18\x02 \x01(\x0e\x32\".genaid.common.v1.ContractRevision\x12\x10\n\x08\x64\x61ta_dir\x18\x03 \x01(\t\x12\x11\n\tinbox_dir\x18\x04 \x01(\t\x12H\n\taddresses\x18\x05 \x03(\x0b\x32\x35.genaid.resource.v1.GetVersionResponse.AddressesEntry\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\")\n\x16GetCapabilitiesRequest\x12\x0f\n\x07refresh\x18\x01 \x01(\x08\"W\n\x17GetCapabilitiesResponse\x12<\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32&.genaid.resource.v1.SystemCapabilities\"\x12\n\x10GetMemoryRequest\"G\n\x11GetMemoryResponse\x12\x32\n\x06memory\x18\x01 \x01(\x0b\x32\".genaid.resource.v1.MemorySnapshot\"A\n\x12WatchMemoryRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x13WatchMemoryResponse\x12\x32\n\x06memory\x18\x01 \x01(\x0b\x32\".genaid.resource.v1.MemorySnapshot\"\xb2\x01\n\x11\x43heckModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63heck_total_memory\x18\x02 \x01(\x08\x12\x31\n\nllm_config\x18\x03 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12\x12\n\x05width\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06height\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_widthB\t\n\x07_height\"\xdc\x01\n\x12\x43heckModelResponse\x12\x10\n\x08possible\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nsuggestion\x18\x03 \x01(\t\x12\x16\n\x0erequired_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x05 \x01(\x03\x12,\n\x04need\x18\x06 \x01(\x0b\x32\x1e.genaid.resource.v1.MemoryNeed\x12\x31\n\nllm_config\x18\x07 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\"\\\n\x19RecommendLlmConfigRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12-\n\x06wishes\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\"\xd0\x02\n\x1aRecommendLlmConfigResponse\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12\x30\n\tplacement\x18\x02 \x01(\x0e\x32\x1d.genaid.resource.v1.Placement\x12,\n\x04need\x18\x03 \x01(\x0b\x32\x1e.genaid.resource.v1.MemoryNeed\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\x12\x17\n\x0f\x63ontext_reduced\x18\x05 \x01(\x08\x12L\n\x07reasons\x18\x06 \x03(\x0b\x32;.genaid.resource.v1.RecommendLlmConfigResponse.ReasonsEntry\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*~\n\tGpuVendor\x12\x1a\n\x16GPU_VENDOR_UNSPECIFIED\x10\x00\x12\x15\n\x11GPU_VENDOR_NVIDIA\x10\x01\x12\x12\n\x0eGPU_VENDOR_AMD\x10\x02\x12\x14\n\x10GPU_VENDOR_APPLE\x10\x03\x12\x14\n\x10GPU_VENDOR_INTEL\x10\x04*e\n\tCacheType\x12\x1a\n\x16\x43\x41\x43HE_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43\x41\x43HE_TYPE_F16\x10\x01\x12\x13\n\x0f\x43\x41\x43HE_TYPE_Q8_0\x10\x02\x12\x13\n\x0f\x43\x41\x43HE_TYPE_Q4_0\x10\x03*\x82\x01\n\tPlacement\x12\x19\n\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x12\n\x0ePLACEMENT_FULL\x10\x01\x12\x1c\n\x18PLACEMENT_EXPERTS_ON_CPU\x10\x02\x12\x15\n\x11PLACEMENT_PARTIAL\x10\x03\x12\x11\n\rPLACEMENT_CPU\x10\x04\x32\xe6\x04\n\rSystemService\x12[\n\nGetVersion\x12%.genaid.resource.v1.GetVersionRequest\x1a&.genaid.resource.v1.GetVersionResponse\x12j\n\x0fGetCapabilities\x12*.genaid.resource.v1.GetCapabilitiesRequest\x1a+.genaid.resource.v1.GetCapabilitiesResponse\x12X\n\tGetMemory\x12$.genaid.resource.v1.GetMemoryRequest\x1a%.genaid.resource.v1.GetMemoryResponse\x12`\n\x0bWatchMemory\x12&.genaid.resource.v1.WatchMemoryRequest\x1a\'.genaid.resource.v1.WatchMemoryResponse0\x01\x12[\n\nCheckModel\x12%.genaid.resource.v1.CheckModelRequest\x1a&.genaid.resource.v1.CheckModelResponse\x12s\n\x12RecommendLlmConfig\x12-.genaid.resource.v1.RecommendLlmConfigRequest\x1a..genaid.resource.v1.RecommendLlmConfigResponseB\xc3\x01\n\x12genaid.resource.v1B\x0bSystemProtoP\x01Z\x1dgenaid/resource/v1;resourcev1\xa2\x02\x0eGenaidResource\xaa\x02\x12Genaid.Resource.V1\xba\x02\x0eGenaidResource\xca\x02\x12Genaid\\Resource\\V1\xe2\x02\x1bGenaid\\Resource\\V1\\Metadata\xea\x02\x14Genaid::Resource::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'genaid.resource.v1.system_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\022genaid.resource.v1B\013SystemProtoP\001Z\035genaid/resource/v1;resourcev1\242\002\016GenaidResource\252\002\022Genaid.Resource.V1\272\002\016GenaidResource\312\002\022Genaid\\Resource\\V1\342\002\033Genaid\\Resource\\V1\\Metadata\352\002\024Genaid::Resource::V1'
+  _globals['_GETVERSIONRESPONSE_ADDRESSESENTRY']._loaded_options = None
+  _globals['_GETVERSIONRESPONSE_ADDRESSESENTRY']._serialized_options = b'8\001'
   _globals['_RECOMMENDLLMCONFIGRESPONSE_REASONSENTRY']._loaded_options = None
   _globals['_RECOMMENDLLMCONFIGRESPONSE_REASONSENTRY']._serialized_options = b'8\001'
-  _globals['_GPUVENDOR']._serialized_start=3716
-  _globals['_GPUVENDOR']._serialized_end=3842
-  _globals['_CACHETYPE']._serialized_start=3844
-  _globals['_CACHETYPE']._serialized_end=3945
-  _globals['_PLACEMENT']._serialized_start=3948
-  _globals['_PLACEMENT']._serialized_end=4078
-  _globals['_CPU']._serialized_start=121
-  _globals['_CPU']._serialized_end=250
-  _globals['_RAM']._serialized_start=253
-  _globals['_RAM']._serialized_end=430
-  _globals['_GPU']._serialized_start=433
-  _globals['_GPU']._serialized_end=748
-  _globals['_RECOMMENDATIONS']._serialized_start=751
-  _globals['_RECOMMENDATIONS']._serialized_end=944
-  _globals['_SYSTEMCAPABILITIES']._serialized_start=947
-  _globals['_SYSTEMCAPABILITIES']._serialized_end=1360
-  _globals['_GPUMEMORY']._serialized_start=1362
-  _globals['_GPUMEMORY']._serialized_end=1485
-  _globals['_ENGINEMEMORY']._serialized_start=1487
-  _globals['_ENGINEMEMORY']._serialized_end=1610
-  _globals['_MEMORYSNAPSHOT']._serialized_start=1613
-  _globals['_MEMORYSNAPSHOT']._serialized_end=1874
-  _globals['_FOOTPRINT']._serialized_start=1876
-  _globals['_FOOTPRINT']._serialized_end=2002
-  _globals['_MEMORYNEED']._serialized_start=2004
-  _globals['_MEMORYNEED']._serialized_end=2120
-  _globals['_LLMCONFIG']._serialized_start=2123
-  _globals['_LLMCONFIG']._serialized_end=2510
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=2512
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=2553
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=2555
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=2642
-  _globals['_GETMEMORYREQUEST']._serialized_start=2644
-  _globals['_GETMEMORYREQUEST']._serialized_end=2662
-  _globals['_GETMEMORYRESPONSE']._serialized_start=2664
-  _globals['_GETMEMORYRESPONSE']._serialized_end=2735
-  _globals['_WATCHMEMORYREQUEST']._serialized_start=2737
-  _globals['_WATCHMEMORYREQUEST']._serialized_end=2802
-  _globals['_WATCHMEMORYRESPONSE']._serialized_start=2804
-  _globals['_WATCHMEMORYRESPONSE']._serialized_end=2877
-  _globals['_CHECKMODELREQUEST']._serialized_start=2880
-  _globals['_CHECKMODELREQUEST']._serialized_end=3058
-  _globals['_CHECKMODELRESPONSE']._serialized_start=3061
-  _globals['_CHECKMODELRESPONSE']._serialized_end=3281
-  _globals['_RECOMMENDLLMCONFIGREQUEST']._serialized_start=3283
-  _globals['_RECOMMENDLLMCONFIGREQUEST']._serialized_end=3375
-  _globals['_RECOMMENDLLMCONFIGRESPONSE']._serialized_start=3378
-  _globals['_RECOMMENDLLMCONFIGRESPONSE']._serialized_end=3714
-  _globals['_RECOMMENDLLMCONFIGRESPONSE_REASONSENTRY']._serialized_start=3668
-  _globals['_RECOMMENDLLMCONFIGRESPONSE_REASONSENTRY']._serialized_end=3714
-  _globals['_SYSTEMSERVICE']._serialized_start=4081
-  _globals['_SYSTEMSERVICE']._serialized_end=4602
+  _globals['_GPUVENDOR']._serialized_start=4033
+  _globals['_GPUVENDOR']._serialized_end=4159
+  _globals['_CACHETYPE']._serialized_start=4161
+  _globals['_CACHETYPE']._serialized_end=4262
+  _globals['_PLACEMENT']._serialized_start=4265
+  _globals['_PLACEMENT']._serialized_end=4395
+  _globals['_CPU']._serialized_start=153
+  _globals['_CPU']._serialized_end=282
+  _globals['_RAM']._serialized_start=285
+  _globals['_RAM']._serialized_end=462
+  _globals['_GPU']._serialized_start=465
+  _globals['_GPU']._serialized_end=780
+  _globals['_RECOMMENDATIONS']._serialized_start=783
+  _globals['_RECOMMENDATIONS']._serialized_end=976
+  _globals['_SYSTEMCAPABILITIES']._serialized_start=979
+  _globals['_SYSTEMCAPABILITIES']._serialized_end=1392
+  _globals['_GPUMEMORY']._serialized_start=1394
+  _globals['_GPUMEMORY']._serialized_end=1517
+  _globals['_ENGINEMEMORY']._serialized_start=1519
+  _globals['_ENGINEMEMORY']._serialized_end=1642
+  _globals['_MEMORYSNAPSHOT']._serialized_start=1645
+  _globals['_MEMORYSNAPSHOT']._serialized_end=1906
+  _globals['_FOOTPRINT']._serialized_start=1908
+  _globals['_FOOTPRINT']._serialized_end=2034
+  _globals['_MEMORYNEED']._serialized_start=2036
+  _globals['_MEMORYNEED']._serialized_end=2152
+  _globals['_LLMCONFIG']._serialized_start=2155
+  _globals['_LLMCONFIG']._serialized_end=2542
+  _globals['_GETVERSIONREQUEST']._serialized_start=2544
+  _globals['_GETVERSIONREQUEST']._serialized_end=2563
+  _globals['_GETVERSIONRESPONSE']._serialized_start=2566
+  _globals['_GETVERSIONRESPONSE']._serialized_end=2827
+  _globals['_GETVERSIONRESPONSE_ADDRESSESENTRY']._serialized_start=2779
+  _globals['_GETVERSIONRESPONSE_ADDRESSESENTRY']._serialized_end=2827
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=2829
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=2870
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=2872
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=2959
+  _globals['_GETMEMORYREQUEST']._serialized_start=2961
+  _globals['_GETMEMORYREQUEST']._serialized_end=2979
+  _globals['_GETMEMORYRESPONSE']._serialized_start=2981
+  _globals['_GETMEMORYRESPONSE']._serialized_end=3052
+  _globals['_WATCHMEMORYREQUEST']._serialized_start=3054
+  _globals['_WATCHMEMORYREQUEST']._serialized_end=3119
+  _globals['_WATCHMEMORYRESPONSE']._serialized_start=3121
+  _globals['_WATCHMEMORYRESPONSE']._serialized_end=3194
+  _globals['_CHECKMODELREQUEST']._serialized_start=3197
+  _globals['_CHECKMODELREQUEST']._serialized_end=3375
+  _globals['_CHECKMODELRESPONSE']._serialized_start=3378
+  _globals['_CHECKMODELRESPONSE']._serialized_end=3598
+  _globals['_RECOMMENDLLMCONFIGREQUEST']._serialized_start=3600
+  _globals['_RECOMMENDLLMCONFIGREQUEST']._serialized_end=3692
+  _globals['_RECOMMENDLLMCONFIGRESPONSE']._serialized_start=3695
+  _globals['_RECOMMENDLLMCONFIGRESPONSE']._serialized_end=4031
+  _globals['_RECOMMENDLLMCONFIGRESPONSE_REASONSENTRY']._serialized_start=3985
+  _globals['_RECOMMENDLLMCONFIGRESPONSE_REASONSENTRY']._serialized_end=4031
+  _globals['_SYSTEMSERVICE']._serialized_start=4398
+  _globals['_SYSTEMSERVICE']._serialized_end=5012
 # @@protoc_insertion_point(module_scope)

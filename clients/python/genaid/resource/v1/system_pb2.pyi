@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from genaid.common.v1 import engines_pb2 as _engines_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -692,6 +693,88 @@ class LlmConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threads) -> _WhichOneofReturnType__threads | None: ...
 
 Global___LlmConfig: _TypeAlias = LlmConfig  # noqa: Y015
+
+@_typing.final
+class GetVersionRequest(_message.Message):
+    """Request of GetVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVersionRequest: _TypeAlias = GetVersionRequest  # noqa: Y015
+
+@_typing.final
+class GetVersionResponse(_message.Message):
+    """Response of GetVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AddressesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONTRACT_REVISION_FIELD_NUMBER: _builtins.int
+    DATA_DIR_FIELD_NUMBER: _builtins.int
+    INBOX_DIR_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The version of genaid, such as `0.1.0`."""
+    contract_revision: _engines_pb2.ContractRevision.ValueType
+    """The contracts that this server has."""
+    data_dir: _builtins.str
+    """The folder where it keeps its data: an absolute path on the server's machine."""
+    inbox_dir: _builtins.str
+    """The folder where files lie that ImportModel is to install: an absolute path on the server's machine. It is made
+    when it is first needed.
+    """
+    @_builtins.property
+    def addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Where genaid listens, by name. `resource` (host:port) is this server, and always there; `image` (host:port) is the
+        image worker and `gateway` (a URL) the REST gateway, which are known only where they run in the process of this
+        server, once they listen; `llm` (a URL) is the LLM engine, while it has a process whose port is known.
+        """
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        contract_revision: _engines_pb2.ContractRevision.ValueType = ...,
+        data_dir: _builtins.str = ...,
+        inbox_dir: _builtins.str = ...,
+        addresses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "contract_revision", b"contract_revision", "data_dir", b"data_dir", "inbox_dir", b"inbox_dir", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVersionResponse: _TypeAlias = GetVersionResponse  # noqa: Y015
 
 @_typing.final
 class GetCapabilitiesRequest(_message.Message):

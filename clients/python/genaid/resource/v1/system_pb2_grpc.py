@@ -35,6 +35,11 @@ class SystemServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetVersion = channel.unary_unary(
+                '/genaid.resource.v1.SystemService/GetVersion',
+                request_serializer=genaid_dot_resource_dot_v1_dot_system__pb2.GetVersionRequest.SerializeToString,
+                response_deserializer=genaid_dot_resource_dot_v1_dot_system__pb2.GetVersionResponse.FromString,
+                _registered_method=True)
         self.GetCapabilities = channel.unary_unary(
                 '/genaid.resource.v1.SystemService/GetCapabilities',
                 request_serializer=genaid_dot_resource_dot_v1_dot_system__pb2.GetCapabilitiesRequest.SerializeToString,
@@ -65,6 +70,13 @@ class SystemServiceStub:
 class SystemServiceServicer:
     """What the machine has, what fits on it, and how to run it.
     """
+
+    def GetVersion(self, request, context):
+        """Tells what runs here: the version of genaid and of these contracts, where it keeps its data, and where it listens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def GetCapabilities(self, request, context):
         """Tells what the machine has and what is recommended for it. The answer is kept for 60 seconds, and forgotten when
@@ -115,6 +127,11 @@ class SystemServiceServicer:
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVersion,
+                    request_deserializer=genaid_dot_resource_dot_v1_dot_system__pb2.GetVersionRequest.FromString,
+                    response_serializer=genaid_dot_resource_dot_v1_dot_system__pb2.GetVersionResponse.SerializeToString,
+            ),
             'GetCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCapabilities,
                     request_deserializer=genaid_dot_resource_dot_v1_dot_system__pb2.GetCapabilitiesRequest.FromString,
@@ -151,6 +168,33 @@ def add_SystemServiceServicer_to_server(servicer, server):
 class SystemService:
     """What the machine has, what fits on it, and how to run it.
     """
+
+    @staticmethod
+    def GetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genaid.resource.v1.SystemService/GetVersion',
+            genaid_dot_resource_dot_v1_dot_system__pb2.GetVersionRequest.SerializeToString,
+            genaid_dot_resource_dot_v1_dot_system__pb2.GetVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def GetCapabilities(request,

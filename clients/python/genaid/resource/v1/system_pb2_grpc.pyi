@@ -33,6 +33,8 @@ class SystemServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SystemServiceAsyncStub: ...
+    GetVersion: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetVersionRequest, _system_pb2.GetVersionResponse]
+    """Tells what runs here: the version of genaid and of these contracts, where it keeps its data, and where it listens."""
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetCapabilitiesRequest, _system_pb2.GetCapabilitiesResponse]
     """Tells what the machine has and what is recommended for it. The answer is kept for 60 seconds, and forgotten when
     an engine starts or stops; the memory in it is always that of now. What could not be found out is a note in the
@@ -64,6 +66,8 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """What the machine has, what fits on it, and how to run it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetVersion: _aio.UnaryUnaryMultiCallable[_system_pb2.GetVersionRequest, _system_pb2.GetVersionResponse]  # type: ignore[assignment]
+    """Tells what runs here: the version of genaid and of these contracts, where it keeps its data, and where it listens."""
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_system_pb2.GetCapabilitiesRequest, _system_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
     """Tells what the machine has and what is recommended for it. The answer is kept for 60 seconds, and forgotten when
     an engine starts or stops; the memory in it is always that of now. What could not be found out is a note in the
@@ -92,6 +96,14 @@ class SystemServiceAsyncStub(SystemServiceStub):
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the machine has, what fits on it, and how to run it."""
+
+    @_abc_1.abstractmethod
+    def GetVersion(
+        self,
+        request: _system_pb2.GetVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_pb2.GetVersionResponse, _abc.Awaitable[_system_pb2.GetVersionResponse]]:
+        """Tells what runs here: the version of genaid and of these contracts, where it keeps its data, and where it listens."""
 
     @_abc_1.abstractmethod
     def GetCapabilities(

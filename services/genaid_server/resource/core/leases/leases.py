@@ -1,9 +1,9 @@
 """The leases: one task grants them, one request at a time.
 
 Whoever needs memory `hold`s a lease for as long as a block lasts. Requests are served in the order in which they come;
-those in the background come after all others, and make way for them. An engine that has to leave is asked to: the LLM
-through its `leave`, image engines by the state RECLAIM of their lease. Memory is granted once the engines that left
-are gone and it is seen to be free.
+those in the background come after all others, and make way for them. An engine that has to leave is asked to by the
+state RECLAIM of its lease, and may stay once that is GRANTED again. Memory is granted once the engines that left are
+gone and it is seen to be free.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -32,17 +32,12 @@ BACKGROUND_POLL: Final = 1.0
 """The same, for a request in the background that nothing else will wake."""
 MAX_WAITING: Final = 100
 
-type Leave = Callable[[str], Awaitable[None]]
-"""Asks a tenant to leave, with the reason; returns once it is gone, or has become another. When it is cancelled, the
-tenant stays where it still can."""
-
 
 @dataclass(eq=False)
 class _Entry:
     """One tenancy; only `Leases` touches it."""
 
     request: LeaseRequest
-    leave: Leave | None
     lease: Watchable[Lease]
     admitted: asyncio.Future[None]
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -126,8 +121,8 @@ class Leases:
         self._wake.set()
 
     @asynccontextmanager
-    async def hold(self, request: LeaseRequest, leave: Leave | None = None) -> AsyncIterator[Tenancy]:
-        """Ask for a lease, and give it back when the block ends. `leave` is for a tenant that is not its own watcher.
+    async def hold(self, request: LeaseRequest) -> AsyncIterator[Tenancy]:
+        """Ask for a lease, and give it back when the block ends.
 
         A tenant that holds one already asks for another size: its old lease ends when the new one is granted.
         Raises ServerError where the service stops.
@@ -135,7 +130,7 @@ class Leases:
         if self._closing or len(self._queue) >= MAX_WAITING:
             raise _shutting_down() if self._closing else ServerError("Too many engines wait for memory already.")
         lease = Lease(f"lease-{self._salt}-{next(self._numbers)}", request, time.time())
-        entry = _Entry(request, leave, Watchable(lease), asyncio.get_running_loop().create_future())
+        entry = _Entry(request, Watchable(lease), asyncio.get_running_loop().create_future())
         self._queue.append(entry)
         self._wake.set()
         try:
@@ -247,7 +242,7 @@ class Leases:
             self._refuse(entry, error)
 
     async def _admit(self, entry: _Entry) -> None:
-        """Make room and grant. Raises InsufficientResourcesError, and what a tenant's `leave` raises."""
+        """Make room and grant. Raises InsufficientResourcesError."""
         cleared = False
         while True:
             measured = await self._measured()
@@ -312,7 +307,7 @@ class Leases:
         if found.possible:
             self._let_stay(entry, but=in_the_way)
         for tenant in in_the_way:
-            if tenant.leave is None and tenant.reclaimed_for is None:
+            if tenant.request.kind is Kind.IMAGE and tenant.reclaimed_for is None:
                 self._reclaim(tenant, entry, found.explanation, self._reload_delay)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), self._patience(found, due))
@@ -327,13 +322,9 @@ class Leases:
         """Have tenants leave, and return when they are gone."""
         leaving = self._leaving(departures)
         for tenant, departure in zip(leaving, departures, strict=True):
-            if tenant.leave is None:
-                self._reclaim(tenant, entry, departure.reason, 0.0)
-        for tenant, departure in zip(leaving, departures, strict=True):
-            if tenant.leave is None:
-                await tenant.gone.wait()
-            elif not tenant.gone.is_set():
-                await tenant.leave(departure.reason)
+            self._reclaim(tenant, entry, departure.reason, 0.0)
+        for tenant in leaving:
+            await tenant.gone.wait()
 
     def _leaving(self, departures: Sequence[Departure]) -> list[_Entry]:
         by_id = {tenant.request.tenant_id: tenant for tenant in self._tenants}

@@ -27,11 +27,13 @@ SLOTS: Final = "slots"  # the folder of saved prompt caches
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to run. `reasons` say why each setting that the caller left open is what it is."""
+    """What is to run. `reasons` say why each setting that the caller left open is what it is; `model_stamp` tells the
+    files that this was decided for from others under the same id."""
 
     request: LlmRequest
     config: EngineConfig
     reasons: Mapping[str, str]
+    model_stamp: str = ""
 
 
 class Decider:
@@ -70,13 +72,25 @@ class Decider:
         given = await self._advisor.choose(model.id, request.wishes, None if self._program else self._engine_gpus)
         amount = await self._advisor.amount(given.need)
         config = self._engine_config(model, request, given.config, amount)
-        return Decision(request, config, MappingProxyType(dict(given.reasons)))
+        return Decision(request, config, MappingProxyType(dict(given.reasons)), stamp_of(model))
+
+    async def renew(self, decision: Decision) -> Decision:
+        """The same with the model's files as they are now: where others have taken their place, it is decided anew.
+
+        Raises ModelNotFoundError where the model is gone, and what `decide` raises.
+        """
+        model = self.language_model(decision.request.model_id)
+        if stamp_of(model) != decision.model_stamp:
+            return await self.decide(model, decision.request)
+        config = replace(decision.config, model_path=model.path, size_bytes=model.size_bytes)
+        return replace(decision, config=config)
 
     def decided(self, saved: SavedLlm) -> Decision:
         """What an earlier process has decided. Raises ModelNotFoundError where the model is gone."""
         model = self.language_model(saved.request.model_id)
         config = self._engine_config(model, saved.request, saved.llm, saved.amount)
-        return Decision(saved.request, config, MappingProxyType(saved.reasons))
+        stamp = saved.model_stamp or stamp_of(model)
+        return Decision(saved.request, config, MappingProxyType(saved.reasons), stamp)
 
     def lease_request(self, config: EngineConfig, total: Amount) -> LeaseRequest:
         """What a lease is for: what the engine was seen to take, else the estimate.
@@ -112,6 +126,11 @@ class Decider:
         if self._gpus is None:
             self._gpus = await engine_gpus(self._command or BUILT_IN)
         return self._gpus
+
+
+def stamp_of(model: Model) -> str:
+    """Tells the files of a model from others that may be imported under its id one day."""
+    return " ".join(f"{file.checksum or file.path}:{file.size_bytes}" for file in model.files)
 
 
 def _usage_key(config: EngineConfig) -> str:

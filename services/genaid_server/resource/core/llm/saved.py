@@ -27,6 +27,7 @@ class SavedLlm:
 
     `port` is the one that it served on. `offloaded_at`, in seconds since the epoch, is None while it is to run now;
     `reason` says what it was offloaded for. `slots` are the tokens of each slot whose prompt cache was saved.
+    `model_stamp` tells the model's files from others under its id; empty in what earlier versions wrote.
     """
 
     request: LlmRequest
@@ -37,6 +38,7 @@ class SavedLlm:
     offloaded_at: float | None = None
     reason: str = ""
     slots: dict[int, int] = field(default_factory=dict)
+    model_stamp: str = ""
 
 
 _ADAPTER: Final = TypeAdapter(SavedLlm)
@@ -58,16 +60,15 @@ class SavedFile:
             log.warning("the LLM that ran before can't be told from %s: %s", self._path.name, type(error).__name__)
             return None
 
-    def write(self, saved: SavedLlm) -> None:
-        """Keep it. A disk that refuses costs no more than that it is not found again after a crash."""
+    def keep(self, saved: SavedLlm | None) -> None:
+        """Write it; None removes it. A disk that refuses costs no more than that it is not found after a crash."""
         try:
-            write_atomic(self._path, _ADAPTER.dump_json(saved), durable=False)
+            if saved is None:
+                self._path.unlink(missing_ok=True)
+            else:
+                write_atomic(self._path, _ADAPTER.dump_json(saved), durable=False)
         except OSError as error:
-            log.warning("the LLM that runs can't be kept in %s: %s", self._path.name, error.strerror or error)
-
-    def remove(self) -> None:
-        """Keep nothing."""
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s can't be removed: %s", self._path.name, error.strerror or error)
+            doing = "removed" if saved is None else "written"
+            log.warning(
+                "%s, which says what LLM runs, can't be %s: %s", self._path.name, doing, error.strerror or error
+            )

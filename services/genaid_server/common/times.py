@@ -15,7 +15,7 @@ def time_to_pb(seconds: float) -> timestamp_pb2.Timestamp:
 
 
 def duration_to_pb(seconds: float) -> duration_pb2.Duration:
-    """Seconds; what a Duration can't hold becomes the nearest that it can."""
+    """Seconds, negative ones as well; what a Duration can't hold becomes the nearest that it can."""
     message = duration_pb2.Duration()
-    message.FromMicroseconds(round(min(max(seconds, 0.0), _LONGEST) * 1e6))
+    message.FromMicroseconds(round(min(max(seconds, -_LONGEST), _LONGEST) * 1e6))
     return message

@@ -1,0 +1,369 @@
+"""The words of the LLM engine's owner: what it knows, what it is told, and what it has done for it."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from genaid_server.kit.backoff import Backoff
+from genaid_server.kit.errors import DomainError
+from genaid_server.resource.core.llm.config import LlmRequest
+from genaid_server.resource.core.llm.deciding import Decision
+from genaid_server.resource.core.llm.saved import SavedLlm
+from genaid_server.resource.core.llm.slots import Endpoint
+from genaid_server.supervision.logbook import Level
+
+RETRIES: Final = Backoff(first=1.0, longest=60.0)
+"""How long an LLM that could not be brought back waits for the next try."""
+
+
+class Stage(Enum):
+    """Where the engine is on its way. AWAY waits for the memory to come back to."""
+
+    DOWN = auto()
+    STARTING = auto()
+    RESTORING = auto()
+    RUNNING = auto()
+    LEAVING = auto()
+    GOING = auto()
+    AWAY = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """A start whose settings are being decided, while what ran before still runs.
+
+    `again` is what ran before where that is started again, as it was.
+    """
+
+    number: int
+    request: LlmRequest
+    replace: bool
+    again: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """Somebody who waits for the end of a command: until the engine of that `wish` serves, or is gone."""
+
+    id: int
+    wish: int
+    until_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What bringing it back failed with last; `next_at` is in seconds since the epoch."""
+
+    attempts: int
+    message: str
+    next_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the owner knows.
+
+    Each change of direction has a number, the newest of which is `newest`: effects carry the one that they serve, so
+    what comes back for an older one is not followed. `plan` is that of the present direction, `launch` that of the
+    life that serves or is to (0: none), `halted` the highest of which the process is known to be gone.
+
+    `saved` is what is on disk: what is to run, or to come back. `reclaimed` says why the memory is wanted back, empty
+    where it isn't. `crashed` holds between the unexpected end of a life that served and the next one. `refusal` is what
+    the last start failed with, while nothing runs.
+    """
+
+    newest: int = 0
+    plan: int = 0
+    launch: int = 0
+    halted: int = 0
+    stage: Stage = Stage.DOWN
+    decision: Decision | None = None
+    deciding: Deciding | None = None
+    saved: SavedLlm | None = None
+    endpoint: Endpoint | None = None
+    last_port: int = 0
+    crashed: bool = False
+    reclaimed: str = ""
+    failure: Failure | None = None
+    refusal: DomainError | None = None
+    waiters: tuple[Waiter, ...] = ()
+    closing: bool = False
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether it makes room for another engine, or has, and is not back yet."""
+        return self.saved is not None and self.saved.offloaded_at is not None
+
+    @property
+    def wanted(self) -> LlmRequest | None:
+        """What runs, starts, or is on its way back; None where nothing does, or it crashed and may not come back."""
+        if self.decision is None or self.stage is Stage.DOWN or (self.stage is Stage.RUNNING and self.crashed):
+            return None
+        return self.decision.request
+
+
+# --- commands
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Load a model. `waiter` 0 is nobody."""
+
+    request: LlmRequest
+    replace: bool = False
+    waiter: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Stop, and start with the same model and options."""
+
+    waiter: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End it, whatever it does. With `offloaded_only`, one that is not offloaded stays as it is."""
+
+    waiter: int
+    offloaded_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """The service stands: bring back what ran before, or else load what is configured.
+
+    `decision` is None where nothing ran before, or its model is gone; `delay` in seconds is how long to wait.
+    """
+
+    saved: SavedLlm | None
+    decision: Decision | None
+    delay: float
+    configured: LlmRequest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The service is about to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A waiter is gone."""
+
+    waiter: int
+
+
+# --- what comes back from effects
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What a start is to run is decided, and there is a way for it."""
+
+    number: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """There is no way for a start."""
+
+    number: int
+    error: DomainError
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """A life runs with this instead, as the model's files have changed."""
+
+    launch: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A life has got its memory."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """The memory of a life is wanted back."""
+
+    launch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LetStay:
+    """The memory of a life is not wanted back any more."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Serves:
+    """A life answers."""
+
+    launch: int
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A life ended before it answered."""
+
+    launch: int
+    error: DomainError
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """A life that answered has ended by itself."""
+
+    launch: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CachesSaved:
+    """Requests in flight are through, and the prompt caches saved: the tokens of each slot."""
+
+    plan: int
+    slots: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CachesRestored:
+    """The prompt caches are read back, as far as they could be."""
+
+    plan: int
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """The process is gone."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """It is time for the next try."""
+
+    plan: int
+
+
+type Event = (
+    Start
+    | Restart
+    | Stop
+    | Recover
+    | Close
+    | Left
+    | Decided
+    | Refused
+    | Renewed
+    | Granted
+    | Reclaimed
+    | LetStay
+    | Serves
+    | Failed
+    | Crashed
+    | CachesSaved
+    | CachesRestored
+    | Halted
+    | Due
+)
+
+# --- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """Decide with what a start runs, and see that there is a way for it."""
+
+    number: int
+    request: LlmRequest
+    again: Decision | None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Begin a life, on this port where the request leaves it open and it is free; an earlier one ends first."""
+
+    number: int
+    decision: Decision
+    port: int
+    background: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """End the process. `event` is what watchers are told."""
+
+    number: int
+    event: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCaches:
+    """Wait for requests in flight, and save the prompt caches."""
+
+    plan: int
+    endpoint: Endpoint
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreCaches:
+    """Read the prompt caches back."""
+
+    plan: int
+    endpoint: Endpoint
+    model_id: str
+    slots: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardCaches:
+    """Remove saved prompt caches; of all models where none is named."""
+
+    model_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Write to disk what is to run; None removes it."""
+
+    saved: SavedLlm | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Say when so many seconds are over."""
+
+    plan: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Tell a waiter."""
+
+    waiter: int
+    error: DomainError | None = None
+    acted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Log a line."""
+
+    level: Level
+    message: str
+
+
+type Effect = Decide | Launch | Halt | SaveCaches | RestoreCaches | DiscardCaches | Keep | Wait | Answer | Say

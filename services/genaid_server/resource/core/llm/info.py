@@ -1,0 +1,121 @@
+"""The LLM engine as callers see it, made of what its owner and its supervisor know."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from types import MappingProxyType
+from typing import Final
+
+from genaid_server.kit.errors import InsufficientResourcesError
+from genaid_server.resource.core.llm.config import EngineConfig
+from genaid_server.resource.core.llm.events import Launch, Stage
+from genaid_server.resource.core.llm.events import State as Known
+from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
+from genaid_server.supervision.stop_reason import StopReason, stop_reason
+from genaid_server.supervision.supervisor import Snapshot, State
+
+_PHASES: Final = {
+    Stage.LEAVING: Phase.OFFLOADING,
+    Stage.GOING: Phase.OFFLOADING,
+    Stage.AWAY: Phase.OFFLOADED,
+    Stage.STARTING: Phase.RELOADING,
+    Stage.RESTORING: Phase.RELOADING,
+    Stage.RUNNING: Phase.RELOADING,
+}
+
+
+class HealthState(Enum):
+    """Whether the engine answers; UNKNOWN without a process."""
+
+    UNKNOWN = auto()
+    LOADING = auto()
+    OK = auto()
+    ERROR = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class LlmInfo:
+    """The engine as callers see it.
+
+    `generation` counts the lives of the process. `reasons` say why each setting that the caller left open is what it
+    is. `port` is None without a process, and 0 as long as a free one is not yet known. `offloaded` says that it makes
+    room for another engine, or has, and comes back by itself. `stop_reason` says why there is no process, None where
+    there is one, or one that starts or ends.
+    """
+
+    life: Snapshot[EngineConfig]
+    health: HealthState = HealthState.UNKNOWN
+    port: int | None = None
+    generation: int = 0
+    reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    offloaded: bool = False
+    stop_reason: StopReason | None = None
+
+
+def llm_info(known: Known, snapshot: Snapshot[Launch], *, answers: bool, port: int | None, generation: int) -> LlmInfo:
+    """The engine now. `answers` is what its last health check said, `port` the one that its process listens on."""
+    life = _life(known, snapshot)
+    return LlmInfo(
+        life,
+        _health(life.state, answers=answers),
+        port if life.pid is not None else None,
+        generation,
+        known.decision.reasons if known.decision else MappingProxyType({}),
+        known.offloaded,
+        _stop_reason(known, life),
+    )
+
+
+def offloaded_llm(known: Known) -> OffloadedLlm | None:
+    """The LLM that makes room for another engine, or has, and comes back; None where there is none."""
+    saved, failure = known.saved, known.failure
+    if saved is None or saved.offloaded_at is None:
+        return None
+    phase = _PHASES.get(known.stage, Phase.OFFLOADED)
+    if phase is Phase.OFFLOADED and failure is not None:
+        phase = Phase.FAILED
+    return OffloadedLlm(
+        model_id=saved.request.model_id,
+        config=saved.llm,
+        serving=replace(saved.request.serving, port=saved.port),
+        was_running=True,
+        saved_at=saved.offloaded_at,
+        reason=saved.reason,
+        phase=phase,
+        failed_attempts=failure.attempts if failure else 0,
+        last_error=failure.message if failure else "",
+        next_attempt_at=failure.next_at if failure and phase is Phase.FAILED else None,
+        saved_tokens=sum(saved.slots.values()),
+    )
+
+
+def _life(known: Known, snapshot: Snapshot[Launch]) -> Snapshot[EngineConfig]:
+    config = known.decision.config if known.decision else None
+    life: Snapshot[EngineConfig] = snapshot.with_config(config)
+    if known.refusal is not None and not life.last_error:
+        life = replace(life, last_error=known.refusal.message, last_error_reason=known.refusal.reason)
+    if known.stage is not Stage.AWAY or life.pid is not None:
+        return life
+    if life.state is State.STARTING:  # it waits for memory in the background
+        life = replace(life, state=State.STOPPED, event="offloaded")
+    if known.failure is not None:
+        life = replace(life, event="reload_failed", last_error=known.failure.message)
+    return life
+
+
+def _stop_reason(known: Known, life: Snapshot[EngineConfig]) -> StopReason | None:
+    if known.stage is Stage.DOWN and isinstance(known.refusal, InsufficientResourcesError):
+        return StopReason.REFUSED_FOR_MEMORY
+    return stop_reason(life, offloaded=known.offloaded)
+
+
+def _health(state: State, *, answers: bool) -> HealthState:
+    match state:
+        case State.STARTING:
+            return HealthState.LOADING
+        case State.RUNNING:
+            return HealthState.OK if answers else HealthState.ERROR
+        case State.CRASHED:
+            return HealthState.ERROR
+        case _:
+            return HealthState.UNKNOWN

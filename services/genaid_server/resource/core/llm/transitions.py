@@ -1,0 +1,354 @@
+"""What the LLM engine does next: a pure function of what its owner knows and of what it is told.
+
+Nothing is awaited here. Effects run outside and come back as events, with the number of the direction that they serve.
+A later command wins over an earlier one, also where that is half done. Waiters are told by the state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from genaid_server.kit.errors import DomainError, ServerError
+from genaid_server.resource.core.llm import events as on
+from genaid_server.resource.core.llm.events import RETRIES, Deciding, Effect, Event, Failure, Stage, State, Waiter
+from genaid_server.resource.core.llm.saved import SavedLlm
+from genaid_server.resource.core.llm.waiting import Next, answered, busy, refuse, tell_waiters, waiting
+from genaid_server.supervision.logbook import Level
+
+FOUND_ON_DISK: Final = "The resource manager ended without having stopped it."
+
+
+def step(state: State, event: Event, now: float) -> Next:
+    """What the owner knows after an event, and what is to be done. `now` is in seconds since the epoch."""
+    after, effects = _follow(state, event, now)
+    after, answers = tell_waiters(after)
+    return after, [*effects, *answers]
+
+
+def outdated(effect: Effect, state: State) -> bool:
+    """Whether an effect serves a direction that is over, and is to be ended; the end of a process never is."""
+    match effect:
+        case on.Decide(number):
+            return state.deciding is None or state.deciding.number != number
+        case on.Launch(number):
+            return number != state.launch
+        case on.SaveCaches(plan) | on.RestoreCaches(plan) | on.Wait(plan):
+            return plan != state.plan
+        case _:
+            return False
+
+
+def _follow(state: State, event: Event, now: float) -> Next:  # noqa: C901 - one line an event
+    match event:
+        case on.Start():
+            return _start(state, event)
+        case on.Restart():
+            return _restart(state, event)
+        case on.Stop():
+            return _stop(state, event)
+        case on.Recover():
+            return _recover(state, event, now)
+        case on.Close():
+            return replace(state, closing=True, deciding=None, stage=Stage.DOWN, plan=state.newest + 1, launch=0), []
+        case on.Left(waiter):
+            return replace(state, waiters=tuple(each for each in state.waiters if each.id != waiter)), []
+        case on.Decided() if state.deciding is not None and state.deciding.number == event.number:
+            return _decided(state, state.deciding, event)
+        case on.Refused(number, error) if state.deciding is not None and state.deciding.number == number:
+            refusal = error if state.stage is Stage.DOWN else state.refusal
+            return answered(replace(state, deciding=None, refusal=refusal), number, error)
+        case on.Renewed(launch, decision) if launch == state.launch:
+            return replace(state, decision=decision), []
+        case on.Granted(launch) if launch == state.launch and state.stage is Stage.AWAY:
+            return replace(state, stage=Stage.STARTING), []
+        case on.Reclaimed(launch, reason) if launch == state.launch:
+            return _reclaimed(state, reason, now)
+        case on.LetStay(launch) if launch == state.launch:
+            return _let_stay(state)
+        case on.Serves() if event.launch == state.launch:
+            return _serves(state, event, now)
+        case on.Failed(launch, error) if launch == state.launch:
+            return _failed(state, error, now)
+        case on.Crashed(launch, message) if launch == state.launch:
+            return _crashed(state, message, now)
+        case on.CachesSaved(plan, slots) if plan == state.plan and state.stage is Stage.LEAVING:
+            return _caches_saved(state, slots)
+        case on.CachesRestored(plan) if plan == state.plan and state.stage is Stage.RESTORING:
+            discard = on.DiscardCaches(_model_id(state))
+            return _joined([discard], _is_there(state, now))
+        case on.Halted(number):
+            return _halted(state, number)
+        case on.Due(plan) if plan == state.plan and state.stage is Stage.AWAY:
+            return _launch(state, background=True)
+        case _:  # it serves a direction that is over
+            return state, []
+
+
+# --- commands
+
+
+def _start(state: State, command: on.Start) -> Next:
+    if state.closing:
+        return refuse(state, command.waiter, ServerError("The resource manager is shutting down."))
+    target = state.deciding.request if state.deciding is not None else state.wanted
+    if target == command.request:
+        return _join(state, command.waiter)
+    if target is not None and not command.replace:
+        return refuse(state, command.waiter, busy(target))
+    number = state.newest + 1
+    deciding = Deciding(number, command.request, command.replace)
+    decided = replace(state, newest=number, deciding=deciding, refusal=None)
+    return waiting(decided, command.waiter, number), [on.Decide(number, command.request, None)]
+
+
+def _join(state: State, waiter: int) -> Next:
+    """The same start is under way already, or done."""
+    if state.deciding is not None:
+        return waiting(state, waiter, state.deciding.number), []
+    if state.stage in (Stage.AWAY, Stage.GOING):  # somebody waits now: no more in the background
+        after, effects = _launch(replace(state, stage=Stage.STARTING), background=False)
+        return waiting(after, waiter, after.launch), effects
+    return waiting(state, waiter, state.launch), []
+
+
+def _restart(state: State, command: on.Restart) -> Next:
+    if state.closing:
+        return refuse(state, command.waiter, ServerError("The resource manager is shutting down."))
+    if state.deciding is not None:  # that begins anew in any case
+        return waiting(state, command.waiter, state.deciding.number), []
+    if state.decision is None:
+        return refuse(
+            state,
+            command.waiter,
+            ServerError("The LLM engine has never been started. Start it with a model: genaid llm start MODEL"),
+        )
+    number, request = state.newest + 1, state.decision.request
+    deciding = Deciding(number, request, replace=True, again=state.decision)
+    decided = replace(state, newest=number, deciding=deciding, refusal=None)
+    return waiting(decided, command.waiter, number), [on.Decide(number, request, state.decision)]
+
+
+def _stop(state: State, command: on.Stop) -> Next:
+    if command.offloaded_only and not state.offloaded:
+        return state, [on.Answer(command.waiter, acted=False)]
+    number = state.newest + 1
+    after, effects = _forgotten(state)
+    after = replace(
+        after,
+        newest=number,
+        plan=number,
+        launch=0,
+        stage=Stage.DOWN,
+        deciding=None,
+        endpoint=None,
+        crashed=False,
+        reclaimed="",
+        failure=None,
+        refusal=None,
+        waiters=(*state.waiters, Waiter(command.waiter, number, until_gone=True)),
+    )
+    return after, [*effects, on.Halt(number, "stopped")]
+
+
+def _recover(state: State, command: on.Recover, now: float) -> Next:
+    if state.newest or state.closing:  # somebody has started it, or stopped it, already
+        return state, []
+    saved, decision, configured = command.saved, command.decision, command.configured
+    if saved is None or decision is None or (configured and configured.model_id != saved.request.model_id):
+        effects: list[Effect] = [on.Keep(None), on.DiscardCaches()]
+        return _joined(effects, _start(state, on.Start(configured)) if configured else (state, []))
+    offloaded_at = now if saved.offloaded_at is None else saved.offloaded_at
+    saved = replace(saved, offloaded_at=offloaded_at, reason=saved.reason or FOUND_ON_DISK)
+    away = replace(state, stage=Stage.AWAY, decision=decision, saved=saved, last_port=saved.port)
+    said = on.Say(Level.INFO, f"{saved.request.model_id} ran before, and is brought back")
+    return _joined([said, on.Keep(saved)], _try_again(away, command.delay))
+
+
+# --- starting
+
+
+def _decided(state: State, deciding: Deciding, event: on.Decided) -> Next:
+    request = state.wanted
+    if request is not None and not deciding.replace:  # it came back by itself meanwhile
+        return answered(replace(state, deciding=None), deciding.number, busy(request))
+    effects: list[Effect]
+    if deciding.again is None:
+        after, effects = _forgotten(state)
+        after = replace(after, last_port=0)
+    else:
+        after, effects = _without_caches(state)
+    after = replace(
+        after,
+        plan=deciding.number,
+        stage=Stage.STARTING,
+        decision=event.decision,
+        deciding=None,
+        endpoint=None,
+        crashed=False,
+        reclaimed="",
+        failure=None,
+    )
+    return _joined(effects, _launch(after, background=False, number=deciding.number))
+
+
+def _launch(state: State, *, background: bool, number: int = 0) -> Next:
+    assert state.decision is not None  # noqa: S101 - nothing starts before it is decided
+    newest = state.newest if number else state.newest + 1
+    number = number or newest
+    after = replace(state, newest=newest, plan=number, launch=number, endpoint=None, crashed=False, reclaimed="")
+    return after, [on.Launch(number, state.decision, state.last_port, background)]
+
+
+def _serves(state: State, event: on.Serves, now: float) -> Next:
+    again = state.stage is Stage.RUNNING and (state.crashed or state.endpoint != event.endpoint)
+    if state.stage is not Stage.STARTING and not again:
+        return state, []
+    after = replace(state, endpoint=event.endpoint, last_port=event.endpoint.port, crashed=False)
+    saved, decision = state.saved, state.decision
+    assert decision is not None  # noqa: S101
+    if saved is None or saved.offloaded_at is None:
+        return _is_there(after, now)
+    if not saved.slots or saved.llm != decision.config.llm:  # what another one has computed is of no use to it
+        discard = on.DiscardCaches(_model_id(state))
+        return _joined([discard], _is_there(after, now))
+    restore = on.RestoreCaches(state.plan, event.endpoint, _model_id(state), saved.slots)
+    return replace(after, stage=Stage.RESTORING), [restore]
+
+
+def _is_there(state: State, now: float) -> Next:
+    """It serves, with its prompt caches."""
+    assert state.decision is not None  # noqa: S101
+    assert state.endpoint is not None  # noqa: S101
+    effects: list[Effect] = [on.Say(Level.INFO, "it is back")] if state.offloaded else []
+    decision = state.decision
+    config = decision.config
+    saved = SavedLlm(
+        decision.request,
+        config.llm,
+        dict(decision.reasons),
+        config.amount,
+        state.endpoint.port,
+        model_stamp=decision.model_stamp,
+    )
+    after = replace(state, stage=Stage.RUNNING, saved=saved, failure=None, refusal=None)
+    effects.append(on.Keep(saved))
+    return _joined(effects, _leave(after, state.reclaimed, now) if state.reclaimed else (after, []))
+
+
+def _failed(state: State, error: DomainError, now: float) -> Next:
+    after, answers = answered(state, state.launch, error)
+    if state.closing:
+        return after, answers
+    if not state.offloaded:
+        after, effects = _forgotten(after)
+        down = replace(after, stage=Stage.DOWN, launch=0, plan=after.newest, reclaimed="", refusal=error)
+        return down, [*answers, *effects]
+    attempts = state.failure.attempts + 1 if state.failure else 1
+    delay = RETRIES.delay(attempts)
+    cause = error.message.partition("\n")[0]
+    said = on.Say(Level.ERROR, f"could not be brought back, again in {delay:g} s: {cause}")
+    away = replace(after, stage=Stage.AWAY, failure=Failure(attempts, error.message, now + delay))
+    return _joined([*answers, said], _try_again(away, delay))
+
+
+def _crashed(state: State, message: str, now: float) -> Next:
+    match state.stage:
+        case Stage.RESTORING:  # nobody has been told yet that it is there, and nothing may begin by itself
+            return _joined([on.Halt(0, "offloaded")], _failed(state, ServerError(message), now))
+        case Stage.LEAVING:  # it has left
+            return _launch(replace(state, stage=Stage.AWAY), background=True)
+        case Stage.RUNNING:
+            return replace(state, crashed=True, endpoint=None, reclaimed=""), []
+        case _:
+            return state, []
+
+
+# --- out of memory, and back
+
+
+def _reclaimed(state: State, reason: str, now: float) -> Next:
+    match state.stage:
+        case Stage.STARTING | Stage.RESTORING if state.offloaded and not state.waiters:
+            said = on.Say(Level.INFO, "makes way for another image")
+            return _joined([said], _go(state))
+        case Stage.STARTING | Stage.RESTORING:  # whoever waits for it is told before it leaves again
+            return replace(state, reclaimed=reason), []
+        case Stage.RUNNING if not state.crashed:
+            return _leave(state, reason, now)
+        case _:
+            return state, []
+
+
+def _leave(state: State, reason: str, now: float) -> Next:
+    assert state.saved is not None  # noqa: S101 - it serves
+    assert state.endpoint is not None  # noqa: S101
+    number = state.newest + 1
+    saved = replace(state.saved, offloaded_at=now, reason=reason, slots={})
+    after = replace(state, newest=number, plan=number, stage=Stage.LEAVING, saved=saved, reclaimed="")
+    said = on.Say(Level.INFO, f"makes room: {reason}")
+    return after, [said, on.Keep(saved), on.SaveCaches(number, state.endpoint, _model_id(state))]
+
+
+def _let_stay(state: State) -> Next:
+    if state.stage is not Stage.LEAVING:
+        return replace(state, reclaimed=""), []
+    number = state.newest + 1
+    after, effects = _without_caches(replace(state, newest=number, plan=number, stage=Stage.RUNNING))
+    return after, [on.Say(Level.INFO, "stays: no room is needed any more"), *effects]
+
+
+def _caches_saved(state: State, slots: dict[int, int]) -> Next:
+    assert state.saved is not None  # noqa: S101 - it leaves, so it served
+    saved = replace(state.saved, slots=slots, port=state.last_port)
+    after, effects = _go(replace(state, saved=saved))
+    return after, [on.Keep(saved), *effects]
+
+
+def _go(state: State) -> Next:
+    """End the process of one that comes back."""
+    number = state.newest + 1
+    after = replace(
+        state, newest=number, plan=number, launch=0, stage=Stage.GOING, endpoint=None, crashed=False, reclaimed=""
+    )
+    return after, [on.Halt(number, "offloaded")]
+
+
+def _halted(state: State, number: int) -> Next:
+    after = replace(state, halted=max(state.halted, number))
+    if state.stage is not Stage.GOING or number != state.plan:
+        return after, []
+    return _launch(replace(after, stage=Stage.AWAY), background=True)
+
+
+def _try_again(state: State, delay: float) -> Next:
+    if delay <= 0:
+        return _launch(state, background=True)
+    number = state.newest + 1
+    return replace(state, newest=number, plan=number, launch=0), [on.Wait(number, delay)]
+
+
+# --- what is kept, and who is told
+
+
+def _forgotten(state: State) -> Next:
+    """Nothing is to come back."""
+    discarded: list[Effect] = [on.DiscardCaches(state.saved.request.model_id)] if state.saved is not None else []
+    return replace(state, saved=None), [*discarded, on.Keep(None)]
+
+
+def _without_caches(state: State) -> Next:
+    """It is to run, and not to come back from anywhere."""
+    if state.saved is None or not state.offloaded:
+        return state, []
+    saved = replace(state.saved, offloaded_at=None, reason="", slots={})
+    return replace(state, saved=saved), [on.DiscardCaches(saved.request.model_id), on.Keep(saved)]
+
+
+def _model_id(state: State) -> str:
+    assert state.decision is not None  # noqa: S101
+    return state.decision.request.model_id
+
+
+def _joined(effects: Sequence[Effect], rest: Next) -> Next:
+    after, more = rest
+    return after, [*effects, *more]
