@@ -11,7 +11,7 @@ BUF_VERSION := 1.75.0
 BUF := .tools/node_modules/.bin/buf
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos baseline lock check check-python check-generated check-protos test demo run bench clean
+.PHONY: help setup protos sync baseline lock check check-python check-generated check-protos test demo run bench clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ $(READY): pyproject.toml constraints.txt scripts/find_python.sh
 protos: setup ## generate the Python code from protos/
 	@$(PY) scripts/generate_protos.py
 
+sync: setup ## generate the blocking client from the asyncio one
+	@$(PY) scripts/generate_sync.py
+
 baseline: setup ## accept the present contracts as the ones not to break
 	@$(PY) scripts/generate_protos.py --baseline
 
@@ -44,6 +47,7 @@ check-python: setup
 
 check-generated: setup
 	@$(PY) scripts/generate_protos.py --check
+	@$(PY) scripts/generate_sync.py --check
 
 check-protos: setup
 	@if command -v npm >/dev/null 2>&1; then \

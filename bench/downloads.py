@@ -19,7 +19,7 @@ import numpy as np
 from bench.rows import Row, ratio
 from bench.serving import serving
 from genaid.resource.v1 import models_pb2, models_pb2_grpc
-from genaid_client import Download, DownloadItem, DownloadPhase, DownloadSpec, ResourceClient
+from genaid_client import Client, Download, DownloadItem, DownloadPhase, DownloadSpec
 from genaid_server.demo.models import write_llm
 from genaid_server.resource.core.formats.gguf import read_header
 
@@ -62,9 +62,9 @@ def write_large(path: Path) -> None:
     writer.close()
 
 
-def finish(client: ResourceClient, identity: str) -> Download:
+def finish(client: Client, identity: str) -> Download:
     """Wait for the end of a download and require that it is good."""
-    *_, last = client.watch_download(identity)
+    *_, last = client.downloads.watch(identity)
     if last.phase is not DownloadPhase.INSTALLED:
         raise RuntimeError(f"the download failed: {last.error}")
     return last
@@ -94,14 +94,14 @@ def large_file(folder: Path) -> Iterator[Row]:
     size = file.stat().st_size
     with file_server(root) as server:
         url = f"{server}/files/large.gguf"
-        with serving(folder / "speed") as running, ResourceClient(running.resource) as client:
+        with serving(folder / "speed") as running, Client(resource=running.resource) as client:
 
             def ours() -> float:
                 began = time.perf_counter()
-                done = finish(client, client.create_download(spec(url)).id)
+                done = finish(client, client.downloads.create(spec(url)).id)
                 seconds = time.perf_counter() - began
                 assert done.model
-                client.delete_model(done.model.id)
+                client.models.delete(done.model.id)
                 return seconds
 
             yield Row(
@@ -112,9 +112,9 @@ def large_file(folder: Path) -> Iterator[Row]:
             )
         control(server, "large.gguf", {"stall_at": size // 2, "stalls": 1})
         before = control(server, "large.gguf")["bytes_sent"]
-        with serving(folder / "kill") as running, ResourceClient(running.resource) as client:
-            identity = client.create_download(spec(url)).id
-            for download in client.watch_download(identity):
+        with serving(folder / "kill") as running, Client(resource=running.resource) as client:
+            identity = client.downloads.create(spec(url)).id
+            for download in client.downloads.watch(identity):
                 if download.bytes_done >= size // 2 - 64_000_000:
                     break
             while control(server, "large.gguf")["bytes_sent"] - before < size // 2:
@@ -122,7 +122,7 @@ def large_file(folder: Path) -> Iterator[Row]:
             running.process.kill()
             running.process.wait()
         control(server, "large.gguf", {"release": True})
-        with serving(folder / "kill") as running, ResourceClient(running.resource) as client:
+        with serving(folder / "kill") as running, Client(resource=running.resource) as client:
             finish(client, identity)
         again = control(server, "large.gguf")["bytes_sent"] - before - size
         yield Row("fetched again after kill -9 at 50 % / size of the file", again / size, "ratio", 0.02)
@@ -135,9 +135,9 @@ def remote_header(folder: Path) -> Iterator[Row]:
     file = write_llm(root / "vocabulary.gguf", vocab=152_000)
     header = read_header(file).data_offset
     with file_server(root) as server, serving(folder / "head") as running:
-        with ResourceClient(running.resource) as client:
+        with Client(resource=running.resource) as client:
             wrong = DownloadItem(f"{server}/files/vocabulary.gguf", checksum="sha256:" + "0" * 64)
-            *_, last = client.watch_download(client.create_download(DownloadSpec((wrong,))).id)
+            *_, last = client.downloads.watch(client.downloads.create(DownloadSpec((wrong,))).id)
             assert last.error
         sent = control(server, "vocabulary.gguf")["bytes_sent"] - file.stat().st_size
     yield Row("remote header of 152k tokens: bytes fetched / its size", sent / header, "ratio", 1.3)
@@ -149,9 +149,9 @@ def many_models(folder: Path) -> Iterator[Row]:
     weights = data_dir / "models" / "llm"
     weights.mkdir(parents=True)
     source = write_llm(folder / "small.gguf")
-    with serving(data_dir) as running, ResourceClient(running.resource) as client:
+    with serving(data_dir) as running, Client(resource=running.resource) as client:
         (data_dir / "inbox" / "small.gguf").hardlink_to(source)
-        model = client.import_model("small.gguf", model_id="m0000")
+        model = client.models.import_("small.gguf", model_id="m0000")
     record = json.loads((weights / "m0000.json").read_text())
     text = json.dumps(record)
     for number in range(1, MODELS):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from bench.rows import Row, ratio
 from bench.serving import Serving, serving
-from genaid_client import LlmConfig, LlmServing, ResourceClient
+from genaid_client import Client, LlmConfig, LlmServing
 from genaid_server.demo.models import write_llm
 
 TURNS = 15
@@ -70,8 +70,8 @@ class Way:
 def rows(folder: Path) -> Iterator[Row]:
     """The table's rows about the gateway to the LLM engine."""
     file = write_llm(folder / "gateway-llm.gguf", layers=LAYERS)
-    with serving(folder / "gateway llm data") as server, ResourceClient(server.resource) as client:
-        llm = client.start_llm(_installed(client, server, file), config=CONFIG, serving=LlmServing(port=0))
+    with serving(folder / "gateway llm data") as server, Client(resource=server.resource) as client:
+        llm = client.llm.start(_installed(client, server, file), config=CONFIG, serving=LlmServing(port=0))
         assert llm.base_url is not None
         direct, through = Way(llm.base_url, "/v1"), Way(server.http, "/openai/v1")
         speed = ratio(lambda: direct.ask(TOKENS).whole, lambda: through.ask(TOKENS).whole, TURNS)
@@ -81,11 +81,11 @@ def rows(folder: Path) -> Iterator[Row]:
         yield Row("time to the first token, through the gateway minus straight", _delay(through, direct), "ms", 10)
 
 
-def _installed(client: ResourceClient, server: Serving, file: Path) -> str:
+def _installed(client: Client, server: Serving, file: Path) -> str:
     inbox = server.data_dir / "inbox"
     inbox.mkdir(exist_ok=True)
     (inbox / file.name).hardlink_to(file)
-    return client.import_model(file.name, name=file.stem).id
+    return client.models.import_(file.name, name=file.stem).id
 
 
 def _delay(through: Way, direct: Way) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.rows import Row, ratio
 from bench.serving import Serving, serving
-from genaid_client import Llm, LlmConfig, LlmServing, ResourceClient, ServerState
+from genaid_client import Client, Llm, LlmConfig, LlmServing, ServerState
 from genaid_server.demo.models import write_llm
 
 STARTS, CRASHES, ANSWERS, PAIRS = 9, 5, 9, 3
@@ -39,7 +39,7 @@ def rows(folder: Path) -> Iterator[Row]:
     """The table's rows about the LLM engine."""
     small = write_llm(folder / "llm.gguf")
     large = write_llm(folder / "deep-llm.gguf", layers=48)
-    with serving(folder / "llm data") as server, ResourceClient(server.resource) as client:
+    with serving(folder / "llm data") as server, Client(resource=server.resource) as client:
         model, deep = (_installed(client, server, file) for file in (small, large))
         yield Row(
             "StartLlm to RUNNING / bare xllamacpp to /health 200",
@@ -60,19 +60,19 @@ def rows(folder: Path) -> Iterator[Row]:
     yield Row(f"processor time that {PACE} log lines a second cost", cpu * 100, "% of a core", 20)
 
 
-def _installed(client: ResourceClient, server: Serving, file: Path) -> str:
+def _installed(client: Client, server: Serving, file: Path) -> str:
     inbox = server.data_dir / "inbox"
     inbox.mkdir(exist_ok=True)
     (inbox / file.name).hardlink_to(file)
-    return client.import_model(file.name, name=file.stem).id
+    return client.models.import_(file.name, name=file.stem).id
 
 
-def _start(client: ResourceClient, model: str) -> float:
+def _start(client: Client, model: str) -> float:
     began = time.perf_counter()
-    llm = client.start_llm(model, config=CONFIG, serving=FREE_PORT)
+    llm = client.llm.start(model, config=CONFIG, serving=FREE_PORT)
     took = time.perf_counter() - began
     assert llm.state is ServerState.RUNNING
-    client.stop_llm()
+    client.llm.stop()
     return took
 
 
@@ -97,31 +97,31 @@ def _bare_start(file: Path) -> float:
         return time.perf_counter() - began
 
 
-def _recovery(client: ResourceClient, model: str) -> float:
+def _recovery(client: Client, model: str) -> float:
     """Seconds from killing the engine to its answering again; each crash is the first one of its start."""
     times = []
     for _ in range(CRASHES):
-        dead = client.start_llm(model, config=CONFIG, serving=FREE_PORT)
+        dead = client.llm.start(model, config=CONFIG, serving=FREE_PORT)
         began = time.perf_counter()
         subprocess.run(["kill", "-9", str(dead.pid)], check=True)  # noqa: S607
-        for now in client.watch_llm():
+        for now in client.llm.watch():
             if now.state is ServerState.RUNNING and now.pid != dead.pid:
                 break
         times.append(time.perf_counter() - began)
-        client.stop_llm()
+        client.llm.stop()
     return statistics.median(times)
 
 
-def _speed(client: ResourceClient, model: str, file: Path) -> float:
+def _speed(client: Client, model: str, file: Path) -> float:
     """Two processes of the very same program differ by some hundredths, as long as they live: hence several pairs."""
     return statistics.median(_speed_of_a_pair(client, model, file) for _ in range(PAIRS))
 
 
-def _speed_of_a_pair(client: ResourceClient, model: str, file: Path) -> float:
-    ours = client.start_llm(model, config=CONFIG, serving=FREE_PORT)
+def _speed_of_a_pair(client: Client, model: str, file: Path) -> float:
+    ours = client.llm.start(model, config=CONFIG, serving=FREE_PORT)
     with _bare(file) as bare:
         seconds = ratio(lambda: _answer(bare), lambda: _answer(_base(ours)), ANSWERS)
-    client.stop_llm()
+    client.llm.stop()
     return seconds
 
 
@@ -150,13 +150,13 @@ def _log_lines(folder: Path, file: Path) -> tuple[int, float]:
     config = folder / "chatty.toml"
     config.write_text(f'[llm]\nprogram = "{program}"\n')
     data = folder / "chatty data"
-    with serving(data, "--config", str(config)) as server, ResourceClient(server.resource) as client:
-        llm = client.start_llm(_installed(client, server, file), config=CONFIG, serving=FREE_PORT)
+    with serving(data, "--config", str(config)) as server, Client(resource=server.resource) as client:
+        llm = client.llm.start(_installed(client, server, file), config=CONFIG, serving=FREE_PORT)
         before, began = sum(server.process.cpu_times()[:2]), time.perf_counter()
         request = urllib.request.Request(f"{_base(llm)}/say/{LINES}/{PACE}", method="POST")  # noqa: S310
         urllib.request.urlopen(request).close()  # noqa: S310
         cpu = (sum(server.process.cpu_times()[:2]) - before) / (time.perf_counter() - began)
-        client.stop_llm()
+        client.llm.stop()
     text = "".join(path.read_text("utf-8") for path in sorted((data / "logs").glob("llm-engine.log*"), reverse=True))
     seen = {int(number) for number in re.findall(r"prompt processing, number (\d+)$", text, re.MULTILINE)}
     return LINES - len(seen & set(range(LINES))), cpu

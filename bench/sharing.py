@@ -15,15 +15,14 @@ from typing import Any
 from bench.rows import Row
 from bench.serving import Serving, serving
 from genaid_client import (
+    Client,
     GenerationSpec,
     GenerationState,
-    ImageClient,
     ImageNeed,
     LeaseState,
     Llm,
     LlmConfig,
     LlmServing,
-    ResourceClient,
     ServerState,
     Stage,
 )
@@ -43,10 +42,10 @@ CHATS, IMAGES = 20, 10
 def rows(folder: Path) -> Iterator[Row]:
     """The table's rows about shared memory."""
     files = {LLM: write_llm(folder / f"{LLM}.gguf"), IMAGE: write_diffusion(folder / f"{IMAGE}.gguf")}
-    with _installed(files) as server, ResourceClient(server.resource) as manager:
+    with _installed(files) as server, Client(resource=server.resource) as manager:
         yield Row("lease where memory is ample: asked for to granted", 1000 * _lease(manager), "ms", 10)
         limit = _scarce(manager)
-    with _installed(files, limit) as server, ResourceClient(server.resource) as manager:
+    with _installed(files, limit) as server, Client(resource=server.resource) as manager:
         yield Row(
             "tokens evaluated again after an offload and reload / without saved slots",
             _evaluated_again(server, manager),
@@ -71,19 +70,19 @@ def _installed(files: dict[str, Path], limit: int = 0) -> Iterator[Serving]:
         with serving(Path(folder) / "data", "--config", str(config)) as server:
             inbox = server.data_dir / "inbox"
             inbox.mkdir(exist_ok=True)
-            with ResourceClient(server.resource) as manager:
+            with Client(resource=server.resource) as manager:
                 for name, file in files.items():
                     (inbox / file.name).hardlink_to(file)
-                    manager.import_model(file.name, name=name)
+                    manager.models.import_(file.name, name=name)
             yield server
 
 
-def _lease(manager: ResourceClient) -> float:
+def _lease(manager: Client) -> float:
     """Seconds until a lease is granted; the median."""
     times = []
     for turn in range(LEASES):
         began = time.perf_counter()
-        with closing(manager.hold_lease(f"bench-{turn}", ImageNeed(IMAGE, 64, 64))) as leases:
+        with closing(manager.orchestration.hold_lease(f"bench-{turn}", ImageNeed(IMAGE, 64, 64))) as leases:
             for lease in leases:
                 if lease.state is LeaseState.GRANTED:
                     break
@@ -91,23 +90,23 @@ def _lease(manager: ResourceClient) -> float:
     return statistics.median(times)
 
 
-def _scarce(manager: ResourceClient) -> int:
+def _scarce(manager: Client) -> int:
     """Bytes with which each of the two engines fits and both together don't."""
-    manager.start_llm(LLM, config=CONFIG, serving=FREE_PORT)
-    llm = max(lease.ram_bytes for lease in manager.list_leases().leases)
-    manager.stop_llm()
-    image = manager.plan_image_generation(ImageNeed(IMAGE, 64, 64)).ram_bytes
+    manager.llm.start(LLM, config=CONFIG, serving=FREE_PORT)
+    llm = max(lease.ram_bytes for lease in manager.orchestration.list_leases().leases)
+    manager.llm.stop()
+    image = manager.orchestration.plan_image_generation(ImageNeed(IMAGE, 64, 64)).ram_bytes
     return int(max(llm, image) * 1.1)
 
 
-def _until(manager: ResourceClient, condition: Callable[[Llm], bool]) -> Llm:
-    for llm in manager.watch_llm():
+def _until(manager: Client, condition: Callable[[Llm], bool]) -> Llm:
+    for llm in manager.llm.watch():
         if condition(llm):
             return llm
     raise RuntimeError("the watch ended")
 
 
-def _back(manager: ResourceClient) -> Llm:
+def _back(manager: Client) -> Llm:
     """The LLM once it is back."""
     return _until(manager, lambda llm: llm.state is ServerState.RUNNING and not llm.offloaded)
 
@@ -122,50 +121,50 @@ def _ask(url: str, words: int, tokens: int) -> Any:
         return json.load(answer)
 
 
-def _evaluated_again(server: Serving, manager: ResourceClient) -> float:
+def _evaluated_again(server: Serving, manager: Client) -> float:
     """Prompt tokens of one conversation: after an offload, divided by those after a restart, which saves nothing."""
     with_slots, without = [], []
     for _ in range(CACHES):
-        llm = manager.start_llm(LLM, config=CONFIG, serving=FREE_PORT)
+        llm = manager.llm.start(LLM, config=CONFIG, serving=FREE_PORT)
         assert llm.base_url is not None
         _ask(llm.base_url, WORDS, 4)
         server.draw(prompt="a lighthouse", width=64, height=64, steps=2)
         llm = _back(manager)
         assert llm.base_url is not None
         with_slots.append(_ask(llm.base_url, WORDS, 4)["timings"]["prompt_n"])
-        llm = manager.restart_llm()
+        llm = manager.llm.restart()
         assert llm.base_url is not None
         without.append(_ask(llm.base_url, WORDS, 4)["timings"]["prompt_n"])
-        manager.stop_llm()
+        manager.llm.stop()
     return float(statistics.median(with_slots) / statistics.median(without))
 
 
-def _offload(manager: ResourceClient, server: Serving) -> float:
+def _offload(manager: Client, server: Serving) -> float:
     """Seconds that an offload takes besides what the engines take: the LLM to stop, the image engine to load."""
-    with ImageClient(server.image) as images:
+    with Client(image=server.image) as images:
         alone, stops, offloads = [], [], []
-        images.start_engine(IMAGE, keep_alive_seconds=0)  # from now on it is unloaded after each image
+        images.engine.start(IMAGE, keep_alive_seconds=0)  # from now on it is unloaded after each image
         for _ in range(OFFLOADS):
-            manager.start_llm(LLM, config=CONFIG, serving=FREE_PORT)
+            manager.llm.start(LLM, config=CONFIG, serving=FREE_PORT)
             began = time.perf_counter()
-            manager.stop_llm()
+            manager.llm.stop()
             stops.append(time.perf_counter() - began)
             alone.append(_first_step(images))
-            manager.start_llm(LLM, config=CONFIG, serving=FREE_PORT)
+            manager.llm.start(LLM, config=CONFIG, serving=FREE_PORT)
             offloads.append(_first_step(images))
             _back(manager)
-            manager.stop_llm()
+            manager.llm.stop()
     return statistics.median(offloads) - statistics.median(alone) - statistics.median(stops)
 
 
-def _first_step(images: ImageClient) -> float:
+def _first_step(client: Client) -> float:
     """Seconds from asking for an image to its first step; the engine is loaded for it."""
-    for engine in images.watch_engine():
+    for engine in client.engine.watch():
         if engine.state is ServerState.STOPPED:
             break
     began = time.perf_counter()
     took = 0.0
-    with closing(images.generate(SPEC)) as states:
+    with closing(client.images.stream(SPEC)) as states:
         for state in states:
             progress = getattr(state, "progress", None)
             if not took and progress is not None and progress.stage is Stage.DIFFUSION and progress.current_step:
@@ -173,9 +172,9 @@ def _first_step(images: ImageClient) -> float:
     return took
 
 
-def _storm(manager: ResourceClient, server: Serving) -> int:
+def _storm(manager: Client, server: Serving) -> int:
     """How many of the requests fail that come at random."""
-    manager.start_llm(LLM, config=CONFIG, serving=FREE_PORT)
+    manager.llm.start(LLM, config=CONFIG, serving=FREE_PORT)
     dice = random.Random(1)  # noqa: S311 - the same storm each time
     jobs = [*[_chat] * CHATS, *[_image] * IMAGES]
     dice.shuffle(jobs)
@@ -194,9 +193,9 @@ def _chat(server: Serving) -> None:
 
 
 def _image(server: Serving) -> None:
-    with ImageClient(server.image) as images:
-        generation = images.create_generation(SPEC)
-        for state in images.watch_generation(generation.id):
+    with Client(image=server.image) as client:
+        generation = client.images.create(SPEC)
+        for state in client.images.watch(generation.id):
             if state.state.terminal:
                 if state.state is not GenerationState.COMPLETE:
                     raise RuntimeError(f"the image failed: {state.error}")

@@ -19,7 +19,7 @@ import aiohttp
 import psutil
 
 from fakes import llama_server
-from genaid_client import AsyncResourceClient, ImageNeed, Lease, LeaseState, Llm, LogEntry, ServerState
+from genaid_client import AsyncClient, ImageNeed, Lease, LeaseState, Llm, LogEntry, ServerState
 from genaid_server import settings as configuration
 from genaid_server.resource import main as resource
 from worker import children
@@ -34,7 +34,7 @@ IMAGE = ImageNeed("diffusion", 64, 64)
 class LlmService:
     """The service and its client."""
 
-    client: AsyncResourceClient
+    client: AsyncClient
     address: str
     data_dir: Path
 
@@ -43,11 +43,11 @@ class LlmService:
         inbox = self.data_dir / "inbox"
         inbox.mkdir(parents=True, exist_ok=True)
         (inbox / file.name).write_bytes(file.read_bytes())
-        return Path((await self.client.import_model(file.name, name=name)).path)
+        return Path((await self.client.models.import_(file.name, name=name)).path)
 
     async def until(self, condition: Callable[[Llm], bool]) -> Llm:
         """The first state of the engine, from now on, for which the condition holds."""
-        async with asyncio.timeout(PATIENCE), aclosing(self.client.watch_llm()) as states:
+        async with asyncio.timeout(PATIENCE), aclosing(self.client.llm.watch()) as states:
             async for llm in states:
                 if condition(llm):
                     return llm
@@ -70,7 +70,7 @@ class LlmService:
     @asynccontextmanager
     async def image_engine(self, name: str = "painter") -> "AsyncIterator[ImageEngine]":
         """Ask for a lease for an image engine, which ends with the block."""
-        engine = ImageEngine(self.client.hold_lease(name, IMAGE))
+        engine = ImageEngine(self.client.orchestration.hold_lease(name, IMAGE))
         try:
             yield engine
         finally:
@@ -83,11 +83,11 @@ class LlmService:
 
     async def log(self) -> list[LogEntry]:
         """All that is kept of the engine's log."""
-        return await self.client.list_llm_logs(EVERYTHING)
+        return await self.client.llm.list_logs(EVERYTHING)
 
     async def logged(self, words: str) -> LogEntry:
         """The first line, from the beginning of the log, that has the words."""
-        async with asyncio.timeout(PATIENCE), aclosing(self.client.tail_llm_logs(1)) as entries:
+        async with asyncio.timeout(PATIENCE), aclosing(self.client.llm.tail_logs(1)) as entries:
             async for entry in entries:
                 if words in entry.message:
                     return entry
@@ -116,8 +116,8 @@ class ImageEngine:
 async def scarce_memory(data_dir: Path, llm: Path, image: Path) -> dict[str, int]:
     """The settings of a memory in which either engine fits, and not both: `IMAGE` is a need of the second model."""
     async with llm_service(data_dir, llm, image) as service:
-        of_image = (await service.client.plan_image_generation(IMAGE)).ram_bytes
-        of_llm = (await service.client.check_model(llm.stem)).required_bytes
+        of_image = (await service.client.orchestration.plan_image_generation(IMAGE)).ram_bytes
+        of_llm = (await service.client.system.check_model(llm.stem)).required_bytes
     return {"ram_limit_bytes": int(1.1 * max(of_image, of_llm))}
 
 
@@ -138,7 +138,7 @@ async def llm_service(
             "llm": {"port": 0, "reload_delay_seconds": 0.05, **settings},
         }
     )
-    async with resource.serve(config) as address, AsyncResourceClient(str(address), timeout=PATIENCE) as client:
+    async with resource.serve(config) as address, AsyncClient(resource=str(address), timeout=PATIENCE) as client:
         service = LlmService(client, str(address), data_dir)
         for model in models:
             await service.install(model, model.stem)

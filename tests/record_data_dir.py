@@ -23,15 +23,7 @@ from aiohttp import web
 from fakes import image_engine
 from fakes.faulty_http import ServedFile
 from fakes.hub_server import HubServer
-from genaid_client import (
-    AsyncImageClient,
-    AsyncResourceClient,
-    DownloadItem,
-    DownloadPhase,
-    DownloadSpec,
-    GenerationSpec,
-    GenerationState,
-)
+from genaid_client import AsyncClient, DownloadItem, DownloadPhase, DownloadSpec, GenerationSpec, GenerationState
 from llm_service import fake_program
 from support import running_genaid
 from unit.formats.gguf_files import diffusion_model, language_model
@@ -69,8 +61,8 @@ async def record(data_dir: Path, folder: Path) -> tuple[dict[str, Any], bytes, s
         genaid = await asyncio.to_thread(running.__enter__)
         try:
             async with (
-                AsyncResourceClient(genaid.ready["resource"]) as manager,
-                AsyncImageClient(genaid.ready["image"]) as worker,
+                AsyncClient(resource=genaid.ready["resource"]) as manager,
+                AsyncClient(image=genaid.ready["image"]) as worker,
             ):
                 expected = await work(manager, worker, data_dir, hub)
             genaid.process.kill()
@@ -80,30 +72,28 @@ async def record(data_dir: Path, folder: Path) -> tuple[dict[str, Any], bytes, s
         return expected, half, hub.url
 
 
-async def work(
-    manager: AsyncResourceClient, worker: AsyncImageClient, data_dir: Path, hub: HubServer
-) -> dict[str, Any]:
+async def work(manager: AsyncClient, worker: AsyncClient, data_dir: Path, hub: HubServer) -> dict[str, Any]:
     """Have something of everything happen."""
     for name, content in (("tiny-llama", language_model()), ("tiny-flux", diffusion_model())):
         (data_dir / "inbox").mkdir(exist_ok=True)
         (data_dir / "inbox" / f"{name}.gguf").write_bytes(content)
-        await manager.import_model(f"{name}.gguf", name=name)
-    drawn = await worker.create_generation(GenerationSpec("a fox", width=EDGE, height=EDGE, steps=1))
-    async for generation in worker.watch_generation(drawn.id):
+        await manager.models.import_(f"{name}.gguf", name=name)
+    drawn = await worker.images.create(GenerationSpec("a fox", width=EDGE, height=EDGE, steps=1))
+    async for generation in worker.images.watch(drawn.id):
         drawn = generation
     assert drawn.state is GenerationState.COMPLETE, drawn.error
-    await worker.stop_engine()
-    whole = await manager.create_download(DownloadSpec((DownloadItem(hub.file_url("whole.gguf")),), "Whole"))
-    async for download in manager.watch_download(whole.id):
+    await worker.engine.stop()
+    whole = await manager.downloads.create(DownloadSpec((DownloadItem(hub.file_url("whole.gguf")),), "Whole"))
+    async for download in manager.downloads.watch(whole.id):
         whole = download
     assert whole.phase is DownloadPhase.INSTALLED, whole.error
-    half = await manager.create_download(DownloadSpec((DownloadItem(hub.file_url("half.gguf")),), "Half Done"))
-    async for download in manager.watch_download(half.id):
+    half = await manager.downloads.create(DownloadSpec((DownloadItem(hub.file_url("half.gguf")),), "Half Done"))
+    async for download in manager.downloads.watch(half.id):
         assert not download.phase.terminal, download.error
         if download.bytes_done == HALF:
             break
-    llm = await manager.start_llm("tiny-llama")
-    models = await manager.list_models()
+    llm = await manager.llm.start("tiny-llama")
+    models = await manager.models.list()
     return {
         "models": [[model.id, model.name, str(model.type), model.checksum] for model in models],
         "installed_download": whole.id,

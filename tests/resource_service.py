@@ -9,7 +9,7 @@ import grpc.aio
 
 from fakes.hub_server import HubServer
 from genaid.resource.v1 import downloads_pb2_grpc, models_pb2_grpc
-from genaid_client import AsyncResourceClient
+from genaid_client import AsyncClient
 from genaid_server import settings as configuration
 from genaid_server.resource import main as resource
 
@@ -18,7 +18,7 @@ from genaid_server.resource import main as resource
 class Resource:
     """The service, by its client and by the bare contracts."""
 
-    client: AsyncResourceClient
+    client: AsyncClient
     models: "models_pb2_grpc.ModelServiceAsyncStub"
     downloads: "downloads_pb2_grpc.DownloadServiceAsyncStub"
     data_dir: Path
@@ -38,7 +38,7 @@ async def resource_service(data_dir: Path, hub: HubServer, **downloads: object) 
     )
     async with (
         resource.serve(config) as address,
-        AsyncResourceClient(str(address)) as client,
+        AsyncClient(resource=str(address)) as client,
         grpc.aio.insecure_channel(str(address), options=[("grpc.enable_http_proxy", 0)]) as channel,
     ):
         yield Resource(

@@ -120,7 +120,7 @@ async def evaluated(llm: Llm, story: str, **more: Any) -> int:
 
 
 async def offloaded(service: LlmService) -> OffloadedLlm:
-    found = await service.client.get_offloaded_llm()
+    found = await service.client.orchestration.get_offloaded_llm()
     assert found is not None
     return found
 

@@ -17,8 +17,7 @@ import aiohttp
 
 from conftest import DemoModels
 from genaid_client import (
-    AsyncImageClient,
-    AsyncResourceClient,
+    AsyncClient,
     Generation,
     GenerationSpec,
     ImageNeed,
@@ -56,21 +55,20 @@ and by less than a third, so that nothing fits beside it."""
 
 @dataclass(frozen=True)
 class House:
-    """The services and their clients; `http` talks to the gateway."""
+    """The services and their client; `http` talks to the gateway."""
 
     llm: LlmService
-    images: AsyncImageClient
     image_address: str
     http: aiohttp.ClientSession
 
     @property
-    def manager(self) -> AsyncResourceClient:
-        """The resource manager."""
+    def client(self) -> AsyncClient:
+        """The client of both services."""
         return self.llm.client
 
     async def start_llm(self, model_id: str = LLM, config: LlmConfig = SMALL) -> Llm:
         """Load the LLM."""
-        return await self.manager.start_llm(model_id, config=config)
+        return await self.client.llm.start(model_id, config=config)
 
     async def away(self) -> Llm:
         """The LLM once it has made room: its process is gone."""
@@ -88,17 +86,17 @@ class House:
             before.config,
             before.serving,
         )
-        assert await self.manager.get_offloaded_llm() is None
+        assert await self.client.orchestration.get_offloaded_llm() is None
         return llm
 
     async def untouched(self, before: Llm) -> None:
         """Nothing has happened to the LLM since."""
-        assert await self.manager.get_llm() == before
-        assert await self.manager.get_offloaded_llm() is None
+        assert await self.client.llm.get() == before
+        assert await self.client.orchestration.get_offloaded_llm() is None
 
     async def draw(self, spec: GenerationSpec = TINY) -> Generation:
         """A generation at its end."""
-        created = await self.images.create_generation(spec)
+        created = await self.client.images.create(spec)
         return await self.finished(created.id)
 
     async def finished(self, generation_id: str) -> Generation:
@@ -107,7 +105,7 @@ class House:
 
     async def reached(self, generation_id: str, condition: Callable[[Generation], bool]) -> Generation:
         """The first state of a generation, from now on, for which the condition holds."""
-        async with asyncio.timeout(PATIENCE), aclosing(self.images.watch_generation(generation_id)) as states:
+        async with asyncio.timeout(PATIENCE), aclosing(self.client.images.watch(generation_id)) as states:
             async for generation in states:
                 if condition(generation):
                     return generation
@@ -116,7 +114,10 @@ class House:
     @asynccontextmanager
     async def tenant(self, need: ImageNeed = IMAGE) -> "AsyncIterator[Tenant]":
         """A lease in the hands of the test, for the time of the block, once it is granted."""
-        async with asyncio.timeout(PATIENCE), aclosing(self.manager.hold_lease("the test", need)) as leases:
+        async with (
+            asyncio.timeout(PATIENCE),
+            aclosing(self.client.orchestration.hold_lease("the test", need)) as leases,
+        ):
             seen = []
             async for lease in leases:
                 seen.append(lease)
@@ -174,15 +175,14 @@ async def house(
         resource.serve(config) as manager,
         image.serve(config, str(manager)) as worker,
         gateway.serve(config, str(worker), resource=str(manager)) as address,
-        AsyncResourceClient(str(manager), timeout=PATIENCE) as resource_client,
-        AsyncImageClient(str(worker), timeout=PATIENCE) as images,
+        AsyncClient(resource=str(manager), image=str(worker), timeout=PATIENCE) as client,
         aiohttp.ClientSession(f"http://{address}", timeout=aiohttp.ClientTimeout(PATIENCE)) as http,
     ):
         (data_dir / "inbox").mkdir(parents=True, exist_ok=True)
         for model in models:
             (data_dir / "inbox" / model.name).hardlink_to(model)
-            await resource_client.import_model(model.name, name=model.stem)
-        yield House(LlmService(resource_client, str(manager), data_dir), images, str(worker), http)
+            await client.models.import_(model.name, name=model.stem)
+        yield House(LlmService(client, str(manager), data_dir), str(worker), http)
         manager.settle()
 
 
@@ -193,7 +193,7 @@ async def needed(folder: Path, model: Path, need: ImageNeed = IMAGE) -> int:
     """Bytes of main memory that the image engine is planned with; `folder` is for a store that is asked once."""
     if (model, need) not in _needed:
         async with house(folder, model) as services:
-            _needed[model, need] = (await services.manager.plan_image_generation(need)).ram_bytes
+            _needed[model, need] = (await services.client.orchestration.plan_image_generation(need)).ram_bytes
     return _needed[model, need]
 
 
@@ -251,9 +251,9 @@ class Card:
         written.write_text(json.dumps({"driver": "550.54", "devices": [device]}))
         written.replace(self._file)
 
-    async def follow(self, manager: AsyncResourceClient, size: int) -> None:
+    async def follow(self, manager: AsyncClient, size: int) -> None:
         """Have the LLM engine hold so many bytes for as long as it has a process; ends when it is cancelled."""
-        async with aclosing(manager.watch_llm()) as states:
+        async with aclosing(manager.llm.watch()) as states:
             async for llm in states:
                 self.holds({llm.pid: size} if llm.pid else {})
 

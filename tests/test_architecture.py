@@ -329,13 +329,13 @@ def test_the_checker_finds_what_is_wrong(module: str, source: str) -> None:
         ("genaid_server.image.servicers", "import grpc.aio\nfrom genaid_server.image import convert"),
         (
             "genaid_server.image.main",
-            "from genaid_client import AsyncResourceClient\nfrom genaid_server.kit import rpc",
+            "from genaid_client import AsyncClient\nfrom genaid_server.kit import rpc",
         ),
         ("genaid_server.image.servicers", "from genaid_server.common.logs import LogServicer"),
         ("genaid_server.common.convert", "from genaid.common.v1 import logs_pb2\nfrom . import times"),
         ("genaid_server.kit.rpc", "import grpc\nfrom google.rpc import status_pb2\nfrom .errors import DomainError"),
         ("genaid_client.aio", "import grpc.aio\nfrom genaid.image.v1 import engine_pb2"),
-        ("genaid_server.gateway.http.app", "from aiohttp import web\nfrom genaid_client import AsyncImageClient"),
+        ("genaid_server.gateway.http.app", "from aiohttp import web\nfrom genaid_client import AsyncClient"),
         (
             "genaid_server.cli.commands.up",
             "from genaid_server.image import main as image\nfrom genaid_server.cli import host",

@@ -21,8 +21,7 @@ import psutil
 
 from conftest import DemoModels
 from genaid_client import (
-    AsyncImageClient,
-    AsyncResourceClient,
+    AsyncClient,
     ConnectionFailedError,
     Engine,
     Generation,
@@ -111,18 +110,17 @@ class Service:
 
 @dataclass(frozen=True)
 class ThreeServices:
-    """The services and their clients; `http` talks to the gateway. `seen` are the processes that they have started, as
+    """The services and their client; `http` talks to the gateway. `seen` are the processes that they have started, as
     far as they were looked at."""
 
     parts: Mapping[Part, Service]
-    images: AsyncImageClient
-    manager: AsyncResourceClient
+    client: AsyncClient
     http: aiohttp.ClientSession
     seen: set[psutil.Process] = field(default_factory=set)
 
     async def start_llm(self) -> Llm:
         """Load the LLM."""
-        return await self.manager.start_llm(LLM, config=LLM_CONFIG)
+        return await self.client.llm.start(LLM, config=LLM_CONFIG)
 
     async def chat(self, **fields: object) -> tuple[int, Any]:
         """Status and JSON of what the LLM says to a caller of the gateway; (0, None) where that goes away."""
@@ -134,7 +132,7 @@ class ThreeServices:
 
     async def draw(self, spec: GenerationSpec = SHORT) -> Generation:
         """A generation at its end."""
-        return await self.finished((await self.images.create_generation(spec)).id)
+        return await self.finished((await self.client.images.create(spec)).id)
 
     async def finished(self, generation_id: str) -> Generation:
         """A generation at its end. Raises NotFoundError where the worker does not know it."""
@@ -142,15 +140,15 @@ class ThreeServices:
 
     async def generation(self, generation_id: str, condition: Callable[[Generation], bool]) -> Generation:
         """The first state of a generation, from now on, for which the condition holds. Raises NotFoundError."""
-        return await _first(lambda: self.images.watch_generation(generation_id), condition)
+        return await _first(lambda: self.client.images.watch(generation_id), condition)
 
     async def llm(self, condition: Callable[[Llm], bool]) -> Llm:
         """The same of the LLM engine, of this manager or the next."""
-        return await _first(self.manager.watch_llm, condition)
+        return await _first(self.client.llm.watch, condition)
 
     async def engine(self, condition: Callable[[Engine], bool]) -> Engine:
         """The same of the image engine."""
-        return await _first(self.images.watch_engine, condition)
+        return await _first(self.client.engine.watch, condition)
 
     async def back(self, killed: int | None = None) -> Llm:
         """The LLM once it serves and is not about to leave, and the image engine is out of memory.
@@ -216,7 +214,7 @@ async def three_services(folder: Path, models: DemoModels) -> AsyncIterator[Thre
         ) as services:
             for part in Part:
                 await services.ready(part)
-            await install(services.manager, folder / DATA, models)
+            await install(services.client, folder / DATA, models)
             yield services
             for part in (Part.GATEWAY, Part.WORKER, Part.MANAGER):
                 await services.stop(part)
@@ -229,8 +227,7 @@ async def clients(
 ) -> AsyncIterator[ThreeServices]:
     """The clients of services that are there already, at these addresses."""
     async with (
-        AsyncImageClient(image, timeout=PATIENCE) as images,
-        AsyncResourceClient(resource, timeout=PATIENCE) as manager,
+        AsyncClient(resource=resource, image=image, timeout=PATIENCE) as client,
         aiohttp.ClientSession(
             http,
             timeout=aiohttp.ClientTimeout(PATIENCE),
@@ -238,17 +235,17 @@ async def clients(
             trust_env=False,
         ) as session,
     ):
-        yield ThreeServices(parts, images, manager, session)
+        yield ThreeServices(parts, client, session)
 
 
-async def install(manager: AsyncResourceClient, data_dir: Path, models: DemoModels) -> None:
+async def install(manager: AsyncClient, data_dir: Path, models: DemoModels) -> None:
     """Import an LLM with a large cache, and the diffusion model."""
     inbox = data_dir / "inbox"
     inbox.mkdir(exist_ok=True)
     write_llm(inbox / "llm.gguf", layers=8, context_length=CONTEXT)
     (inbox / "diffusion.gguf").hardlink_to(models.diffusion)
     for name in (LLM, DIFFUSION):
-        await manager.import_model(f"{name}.gguf", name=name)
+        await manager.models.import_(f"{name}.gguf", name=name)
 
 
 def _parts(folder: Path, addresses: Mapping[Part, str], memory: Mapping[str, int]) -> dict[Part, Service]:

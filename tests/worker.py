@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from genaid_client import AsyncImageClient, AsyncResourceClient, GenerationSpec, Model, ModelType
+from genaid_client import AsyncClient, GenerationSpec, Model, ModelType
 from genaid_server import settings as configuration
 from genaid_server.image import main as image
 from genaid_server.resource import main as resource
@@ -22,10 +22,9 @@ LONG = GenerationSpec("a long cat", width=64, height=64, steps=200, seed=1)
 
 @dataclass(frozen=True)
 class Worker:
-    """The services and their clients."""
+    """The services and their client."""
 
-    images: AsyncImageClient
-    models: AsyncResourceClient
+    client: AsyncClient
     image_address: str
     resource_address: str
     data_dir: Path
@@ -47,10 +46,9 @@ async def image_worker(
     async with (
         resource.serve(config) as resource_address,
         image.serve(config, str(resource_address)) as image_address,
-        AsyncImageClient(str(image_address)) as images,
-        AsyncResourceClient(str(resource_address)) as models,
+        AsyncClient(resource=str(resource_address), image=str(image_address)) as client,
     ):
-        yield Worker(images, models, str(image_address), str(resource_address), data_dir)
+        yield Worker(client, str(image_address), str(resource_address), data_dir)
 
 
 async def install(worker: Worker, file: Path, *, name: str = "", type: ModelType | None = None) -> Model:  # noqa: A002
@@ -58,7 +56,7 @@ async def install(worker: Worker, file: Path, *, name: str = "", type: ModelType
     inbox = worker.data_dir / "inbox"
     inbox.mkdir(parents=True, exist_ok=True)
     (inbox / file.name).hardlink_to(file)
-    return await worker.models.import_model(file.name, name=name, type=type)
+    return await worker.client.models.import_(file.name, name=name, type=type)
 
 
 def children() -> list[psutil.Process]:

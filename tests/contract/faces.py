@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from operator import attrgetter
 from typing import Any, Protocol
 
-from genaid_client import AsyncImageClient, AsyncResourceClient, ImageClient, ResourceClient
+from genaid_client import AsyncClient, Client
 
 END = object()
 
 
 class Face(Protocol):
-    """One client; methods are called by name."""
+    """One client; methods are called by the names of their group and their own, as in `models.list`."""
 
     async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """The result of a method that returns one."""
@@ -26,14 +27,14 @@ class Face(Protocol):
 class AsyncFace:
     """The asyncio face."""
 
-    def __init__(self, client: AsyncImageClient | AsyncResourceClient) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self.client = client
 
     async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        return await getattr(self.client, name)(*args, **kwargs)
+        return await attrgetter(name)(self.client)(*args, **kwargs)
 
     async def iterate(self, name: str, /, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        iterator = getattr(self.client, name)(*args, **kwargs)
+        iterator = attrgetter(name)(self.client)(*args, **kwargs)
         try:
             async for item in iterator:
                 yield item
@@ -47,14 +48,14 @@ class AsyncFace:
 class BlockingFace:
     """The blocking face, driven from threads."""
 
-    def __init__(self, client: ImageClient | ResourceClient) -> None:
+    def __init__(self, client: Client) -> None:
         self.client = client
 
     async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        return await asyncio.to_thread(getattr(self.client, name), *args, **kwargs)
+        return await asyncio.to_thread(attrgetter(name)(self.client), *args, **kwargs)
 
     async def iterate(self, name: str, /, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        iterator = getattr(self.client, name)(*args, **kwargs)
+        iterator = attrgetter(name)(self.client)(*args, **kwargs)
         try:
             while (item := await asyncio.to_thread(next, iterator, END)) is not END:
                 yield item
@@ -76,10 +77,10 @@ async def _closing(face: Face) -> AsyncIterator[Face]:
 type Connect = Callable[..., Any]
 
 IMAGE: dict[str, Connect] = {
-    "asyncio": lambda address, **kwargs: _closing(AsyncFace(AsyncImageClient(address, **kwargs))),
-    "blocking": lambda address, **kwargs: _closing(BlockingFace(ImageClient(address, **kwargs))),
+    "asyncio": lambda address, **kwargs: _closing(AsyncFace(AsyncClient(image=address, **kwargs))),
+    "blocking": lambda address, **kwargs: _closing(BlockingFace(Client(image=address, **kwargs))),
 }
 RESOURCE: dict[str, Connect] = {
-    "asyncio": lambda address, **kwargs: _closing(AsyncFace(AsyncResourceClient(address, **kwargs))),
-    "blocking": lambda address, **kwargs: _closing(BlockingFace(ResourceClient(address, **kwargs))),
+    "asyncio": lambda address, **kwargs: _closing(AsyncFace(AsyncClient(resource=address, **kwargs))),
+    "blocking": lambda address, **kwargs: _closing(BlockingFace(Client(resource=address, **kwargs))),
 }

@@ -1,7 +1,6 @@
 """Both faces of the client against a real server that answers, fails, hangs and dies as scripted."""
 
 import asyncio
-import inspect
 import pickle
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,16 +12,15 @@ import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-import genaid_client
 from contract.faces import IMAGE, RESOURCE, Connect, Face
 from contract.scripted import Flag, Script, serve
 from genaid.common.v1 import engines_pb2, logs_pb2
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.resource.v1 import models_pb2
 from genaid_client import (
-    AsyncImageClient,
-    AsyncResourceClient,
+    AsyncClient,
     BackendError,
+    Client,
     ConnectionFailedError,
     DeadlineError,
     DownloadSpec,
@@ -31,21 +29,12 @@ from genaid_client import (
     GenerationSpec,
     GenerationState,
     Image,
-    ImageClient,
     InternalError,
     InvalidRequestError,
     ModelType,
-    ResourceClient,
     Sampler,
     ServerState,
     errors,
-    types_common,
-    types_downloads,
-    types_images,
-    types_llm,
-    types_models,
-    types_orchestration,
-    types_system,
 )
 from genaid_server.kit.errors import DomainError
 
@@ -80,32 +69,6 @@ def status(code: grpc.StatusCode, message: str = "", *details: Any) -> status_pb
 NOT_FOUND_IN_WORDS = status(grpc.StatusCode.NOT_FOUND, "NOT_FOUND: server is busy, SERVER_BUSY")
 
 
-def test_both_faces_have_the_same_methods() -> None:
-    def methods(face: type) -> dict[str, list[str]]:
-        return {
-            name: list(inspect.signature(method).parameters)
-            for name, method in inspect.getmembers(face, inspect.isfunction)
-            if not name.startswith("_")
-        }
-
-    assert methods(AsyncImageClient) == methods(ImageClient)
-    assert methods(AsyncResourceClient) == methods(ResourceClient)
-
-
-TYPES = (types_common, types_downloads, types_images, types_llm, types_models, types_orchestration, types_system)
-
-
-def test_everything_is_exported() -> None:
-    public = {
-        name
-        for module in (errors, *TYPES)
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and value.__module__ == module.__name__
-    }
-    clients = {"AsyncImageClient", "AsyncResourceClient", "ImageClient", "ResourceClient"}
-    assert set(genaid_client.__all__) == public | clients | {"raise_for_failure"}
-
-
 # Models
 
 
@@ -118,7 +81,7 @@ async def test_models_come_page_by_page(resource: Connect, script: Script, addre
 
     script.steps["ListModels"] = [page]
     async with resource(address) as client:
-        models = await client.call("list_models", ModelType.DIFFUSION)
+        models = await client.call("models.list", ModelType.DIFFUSION)
     assert [model.id for model in models] == ["model-0", "model-1", "model-2"]
     asked = [(request.type, request.page_token) for _, request in script.requests]
     assert asked == [(models_pb2.MODEL_TYPE_DIFFUSION, token) for token in ("", "1", "2")]
@@ -126,7 +89,7 @@ async def test_models_come_page_by_page(resource: Connect, script: Script, addre
 
 async def test_all_models_are_asked_for_without_a_type(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
-        assert await client.call("list_models") == []
+        assert await client.call("models.list") == []
     assert script.requests == [("ListModels", models_pb2.ListModelsRequest())]
 
 
@@ -137,7 +100,7 @@ async def test_one_model(resource: Connect, script: Script, address: str) -> Non
         )
     ]
     async with resource(address) as client:
-        model = await client.call("get_model", "tiny")
+        model = await client.call("models.get", "tiny")
     assert (model.id, model.type) == ("tiny", ModelType.LLM)
 
 
@@ -145,7 +108,7 @@ async def test_import_sends_what_it_was_given(resource: Connect, script: Script,
     script.steps["ImportModel"] = [models_pb2.ImportModelResponse(model=models_pb2.Model(id="mine"))]
     async with resource(address) as client:
         model = await client.call(
-            "import_model",
+            "models.import_",
             "file.gguf",
             name="My Model",
             type=ModelType.DIFFUSION,
@@ -169,7 +132,7 @@ async def test_import_sends_what_it_was_given(resource: Connect, script: Script,
 
 async def test_delete_model(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
-        assert await client.call("delete_model", "tiny") is None
+        assert await client.call("models.delete", "tiny") is None
     assert script.requests == [("DeleteModel", models_pb2.DeleteModelRequest(model_id="tiny"))]
 
 
@@ -182,7 +145,7 @@ async def test_start_sends_what_it_was_given(image: Connect, script: Script, add
     ]
     async with image(address) as client:
         engine = await client.call(
-            "start_engine",
+            "engine.start",
             "tiny",
             threads=2,
             options=EngineOptions(flash_attention=True, vae_tiling=True, max_vram_bytes=0),
@@ -206,7 +169,7 @@ async def test_start_sends_what_it_was_given(image: Connect, script: Script, add
 
 async def test_start_leaves_defaults_to_the_server(image: Connect, script: Script, address: str) -> None:
     async with image(address) as client:
-        await client.call("start_engine", "tiny")
+        await client.call("engine.start", "tiny")
     (_, request) = script.requests[0]
     assert not request.HasField("threads")
     assert not request.HasField("keep_alive")
@@ -215,11 +178,11 @@ async def test_start_leaves_defaults_to_the_server(image: Connect, script: Scrip
 
 async def test_keep_alive_of_zero_is_not_absent(image: Connect, script: Script, address: str) -> None:
     async with image(address) as client:
-        await client.call("start_engine", "tiny", keep_alive_seconds=0)
+        await client.call("engine.start", "tiny", keep_alive_seconds=0)
     assert script.requests[0][1].HasField("keep_alive")
 
 
-@pytest.mark.parametrize(("method", "rpc"), [("stop_engine", "StopEngine"), ("get_engine", "GetEngine")])
+@pytest.mark.parametrize(("method", "rpc"), [("engine.stop", "StopEngine"), ("engine.get", "GetEngine")])
 async def test_the_engine_is_returned(image: Connect, script: Script, address: str, method: str, rpc: str) -> None:
     engine = engine_pb2.Engine(model_id="tiny", state=engines_pb2.SERVER_STATE_STOPPED)
     script.steps[rpc] = [getattr(engine_pb2, f"{rpc}Response")(engine=engine)]
@@ -233,7 +196,7 @@ async def test_watching_the_engine_ends_with_the_stream(image: Connect, script: 
         engine_pb2.WatchEngineResponse(engine=engine_pb2.Engine(restarts=number)) for number in range(3)
     ]
     async with image(address) as client:
-        assert [engine.restarts async for engine in client.iterate("watch_engine")] == [0, 1, 2]
+        assert [engine.restarts async for engine in client.iterate("engine.watch")] == [0, 1, 2]
 
 
 async def test_logs(image: Connect, script: Script, address: str) -> None:
@@ -244,9 +207,9 @@ async def test_logs(image: Connect, script: Script, address: str) -> None:
         engine_pb2.TailLogsResponse(entries=entries[2:]),
     ]
     async with image(address) as client:
-        assert [entry.sequence for entry in await client.call("list_engine_logs", 0)] == [0, 1, 2]
-        assert [entry.sequence async for entry in client.iterate("tail_engine_logs", 0)] == [0, 1, 2]
-        await client.call("clear_engine_logs")
+        assert [entry.sequence for entry in await client.call("engine.list_logs", 0)] == [0, 1, 2]
+        assert [entry.sequence async for entry in client.iterate("engine.tail_logs", 0)] == [0, 1, 2]
+        await client.call("engine.clear_logs")
     assert script.requests == [
         ("ListLogs", engine_pb2.ListLogsRequest(lines=0)),
         ("TailLogs", engine_pb2.TailLogsRequest(from_sequence=0)),
@@ -256,8 +219,8 @@ async def test_logs(image: Connect, script: Script, address: str) -> None:
 
 async def test_logs_without_numbers(image: Connect, script: Script, address: str) -> None:
     async with image(address) as client:
-        assert await client.call("list_engine_logs") == []
-        assert [entry async for entry in client.iterate("tail_engine_logs")] == []
+        assert await client.call("engine.list_logs") == []
+        assert [entry async for entry in client.iterate("engine.tail_logs")] == []
     assert script.requests == [
         ("ListLogs", engine_pb2.ListLogsRequest()),
         ("TailLogs", engine_pb2.TailLogsRequest()),
@@ -269,9 +232,9 @@ async def test_logs_without_numbers(image: Connect, script: Script, address: str
 
 async def test_each_create_has_a_request_id_of_its_own(image: Connect, script: Script, address: str) -> None:
     async with image(address) as client:
-        await client.call("create_generation", GenerationSpec("a fox"))
-        await client.call("create_generation", GenerationSpec("a fox"))
-        await client.call("create_generation", GenerationSpec("a fox"), request_id="mine")
+        await client.call("images.create", GenerationSpec("a fox"))
+        await client.call("images.create", GenerationSpec("a fox"))
+        await client.call("images.create", GenerationSpec("a fox"), request_id="mine")
     first, second, third = [request.request_id for _, request in script.requests]
     assert len(first) == len(second) == 36
     assert first != second
@@ -286,7 +249,7 @@ async def test_create_sends_the_spec(image: Connect, script: Script, address: st
     ]
     spec = GenerationSpec("a fox", "blurry", 64, 128, 4, 0.0, 0, Sampler.DPMPP2S_A, 2)
     async with image(address) as client:
-        generation = await client.call("create_generation", spec, request_id="once")
+        generation = await client.call("images.create", spec, request_id="once")
     assert (generation.id, generation.state) == ("g", GenerationState.PENDING)
     assert script.requests == [
         (
@@ -309,9 +272,7 @@ async def test_create_sends_the_spec(image: Connect, script: Script, address: st
     ]
 
 
-@pytest.mark.parametrize(
-    ("method", "rpc"), [("get_generation", "GetGeneration"), ("cancel_generation", "CancelGeneration")]
-)
+@pytest.mark.parametrize(("method", "rpc"), [("images.get", "GetGeneration"), ("images.cancel", "CancelGeneration")])
 async def test_a_generation_is_returned(image: Connect, script: Script, address: str, method: str, rpc: str) -> None:
     script.steps[rpc] = [
         lambda request: getattr(generation_pb2, f"{rpc}Response")(
@@ -324,7 +285,7 @@ async def test_a_generation_is_returned(image: Connect, script: Script, address:
 
 async def test_delete_generation(image: Connect, script: Script, address: str) -> None:
     async with image(address) as client:
-        assert await client.call("delete_generation", "g") is None
+        assert await client.call("images.delete", "g") is None
     assert script.requests == [("DeleteGeneration", generation_pb2.DeleteGenerationRequest(generation_id="g"))]
 
 
@@ -343,7 +304,7 @@ async def test_generations_come_page_by_page_however_long_their_prompts(
 
     script.steps["ListGenerations"] = [page]
     async with image(address) as client:
-        generations = await client.call("list_generations", GenerationState.COMPLETE)
+        generations = await client.call("images.list", GenerationState.COMPLETE)
     assert [generation.id for generation in generations] == [generation.id for generation in known]
     assert {request.state for _, request in script.requests} == {generation_pb2.GENERATION_STATE_COMPLETE}
 
@@ -354,7 +315,7 @@ async def test_watching_a_generation_ends_with_the_stream(image: Connect, script
         for state in (generation_pb2.GENERATION_STATE_IN_PROGRESS, generation_pb2.GENERATION_STATE_COMPLETE)
     ]
     async with image(address) as client:
-        states = [generation.state async for generation in client.iterate("watch_generation", "g")]
+        states = [generation.state async for generation in client.iterate("images.watch", "g")]
     assert states == [GenerationState.IN_PROGRESS, GenerationState.COMPLETE]
     assert [state.terminal for state in states] == [False, True]
 
@@ -363,7 +324,7 @@ async def test_an_image_is_put_together(image: Connect, script: Script, address:
     chunks = [bytes([number]) * 1_048_576 for number in range(5)]
     script.steps["GetImage"] = [generation_pb2.GetImageResponse(chunk=chunk) for chunk in chunks]
     async with image(address) as client:
-        assert await client.call("get_image", "g", 3) == b"".join(chunks)
+        assert await client.call("images.get_image", "g", 3) == b"".join(chunks)
     assert script.requests == [("GetImage", generation_pb2.GetImageRequest(generation_id="g", index=3))]
 
 
@@ -380,7 +341,7 @@ async def test_generate_gives_progress_and_then_whole_images(image: Connect, scr
         chunk(1, b"three", last=True),
     ]
     async with image(address) as client:
-        generation, *images = [part async for part in client.iterate("generate", GenerationSpec("a fox", steps=4))]
+        generation, *images = [part async for part in client.iterate("images.stream", GenerationSpec("a fox", steps=4))]
     assert generation.id == "g"
     assert images == [Image(0, b"one two"), Image(1, b"three")]
     assert script.requests == [
@@ -403,8 +364,8 @@ async def test_each_reason_arrives_with_its_facts(
     script.steps["WatchGeneration"] = [generation_pb2.WatchGenerationResponse(), failure]
     async with image(address) as client:
         with pytest.raises(GenaidError) as unary:
-            await client.call("get_generation", "g")
-        watch = client.iterate("watch_generation", "g")
+            await client.call("images.get", "g")
+        watch = client.iterate("images.watch", "g")
         await anext(watch)
         with pytest.raises(GenaidError) as stream:
             await anext(watch)
@@ -419,7 +380,7 @@ async def test_a_message_decides_nothing(image: Connect, script: Script, address
     script.steps["GetEngine"] = [NOT_FOUND_IN_WORDS]
     async with image(address) as client:
         with pytest.raises(InternalError):
-            await client.call("get_engine")
+            await client.call("engine.get")
 
 
 @pytest.mark.parametrize(
@@ -438,7 +399,7 @@ async def test_without_a_reason_of_ours_it_is_internal(
     script.steps["GetEngine"] = [failure]
     async with image(address) as client:
         with pytest.raises(InternalError) as raised:
-            await client.call("get_engine")
+            await client.call("engine.get")
     (name,) = (code.name for code in grpc.StatusCode if code.value[0] == failure.code)
     assert raised.value.reason == "INTERNAL"
     assert raised.value.metadata == {"status": name}
@@ -453,7 +414,7 @@ async def test_details_that_make_no_sense_are_internal(image: Connect, details: 
 
     async with raw_server(abort) as address, image(address) as client:
         with pytest.raises(InternalError):
-            await client.call("get_engine")
+            await client.call("engine.get")
 
 
 @asynccontextmanager
@@ -476,7 +437,7 @@ async def test_a_reason_of_a_newer_server_keeps_its_name(image: Connect, script:
     script.steps["GetEngine"] = [status(grpc.StatusCode.RESOURCE_EXHAUSTED, "Enough.", info)]
     async with image(address) as client:
         with pytest.raises(GenaidError) as raised:
-            await client.call("get_engine")
+            await client.call("engine.get")
     assert type(raised.value) is GenaidError
     assert (raised.value.reason, raised.value.metadata) == ("QUOTA_EXCEEDED", {"limit": "3"})
 
@@ -492,7 +453,7 @@ async def test_nobody_listens(image: Connect) -> None:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         async with image(address) as client:
-            for attempt in (client.call("get_engine"), anext(client.iterate("watch_engine"))):
+            for attempt in (client.call("engine.get"), anext(client.iterate("engine.watch"))):
                 with pytest.raises(ConnectionFailedError) as raised:
                     await attempt
                 assert address in raised.value.message
@@ -509,19 +470,19 @@ async def test_something_else_listens(image: Connect) -> None:
     listener = await asyncio.start_server(hang_up, "127.0.0.1", 0)
     async with listener, image(f"127.0.0.1:{listener.sockets[0].getsockname()[1]}") as client:
         with pytest.raises(ConnectionFailedError):
-            await client.call("get_engine")
+            await client.call("engine.get")
 
 
 async def test_the_service_dies_in_the_middle(image: Connect, script: Script) -> None:
     script.steps["WatchEngine"] = [engine_pb2.WatchEngineResponse(), Flag.HANG]
     script.steps["GetEngine"] = [Flag.HANG]
     async with serve(script) as (address, server), image(address) as client:
-        watch = client.iterate("watch_engine")
+        watch = client.iterate("engine.watch")
         await anext(watch)
         watching = asyncio.ensure_future(anext(watch))
         await asyncio.wait_for(script.hanging.wait(), PATIENCE)
         script.hanging.clear()
-        getting = asyncio.create_task(client.call("get_engine"))
+        getting = asyncio.create_task(client.call("engine.get"))
         await asyncio.wait_for(script.hanging.wait(), PATIENCE)
         await server.stop(None)
         for call in (watching, getting):
@@ -533,10 +494,10 @@ async def test_the_service_dies_in_the_middle(image: Connect, script: Script) ->
 
 async def test_a_service_that_was_started_again_is_found(image: Connect, script: Script) -> None:
     async with serve(script) as (address, server), image(address) as client:
-        await client.call("get_engine")
+        await client.call("engine.get")
         await server.stop(None)
         with pytest.raises(ConnectionFailedError):
-            await client.call("get_engine")
+            await client.call("engine.get")
         async with serve(script, address), asyncio.timeout(PATIENCE):
             await until_it_answers(client)
 
@@ -544,7 +505,7 @@ async def test_a_service_that_was_started_again_is_found(image: Connect, script:
 async def until_it_answers(client: Face) -> None:
     while True:
         try:
-            await client.call("get_engine")
+            await client.call("engine.get")
         except ConnectionFailedError:
             continue
         return
@@ -553,7 +514,7 @@ async def until_it_answers(client: Face) -> None:
 async def test_the_service_ends_a_call_with_cancelled(image: Connect, script: Script, address: str) -> None:
     script.steps["GetEngine"] = script.steps["WatchEngine"] = [status(grpc.StatusCode.CANCELLED, "shutting down")]
     async with image(address) as client:
-        for call in (client.call("get_engine"), anext(client.iterate("watch_engine"))):
+        for call in (client.call("engine.get"), anext(client.iterate("engine.watch"))):
             with pytest.raises(ConnectionFailedError):
                 await call
 
@@ -562,42 +523,42 @@ async def test_a_call_without_an_answer_meets_its_deadline(image: Connect, scrip
     script.steps["GetEngine"] = script.steps["StartEngine"] = [Flag.HANG]
     async with image(address, timeout=0.2) as client:
         with pytest.raises(DeadlineError) as raised:
-            await client.call("get_engine")
+            await client.call("engine.get")
         assert address in raised.value.message
         await asyncio.wait_for(script.cancelled.wait(), PATIENCE)
     async with image(address) as client:
         with pytest.raises(DeadlineError):
-            await client.call("start_engine", "tiny", timeout=0.2)
+            await client.call("engine.start", "tiny", timeout=0.2)
 
 
 async def test_unary_calls_have_deadlines_and_watches_none(
     image: Connect, resource: Connect, script: Script, address: str
 ) -> None:
     async with image(address, timeout=100) as client:
-        for name in ("stop_engine", "get_engine", "list_engine_logs", "clear_engine_logs", "list_generations"):
+        for name in ("engine.stop", "engine.get", "engine.list_logs", "engine.clear_logs", "images.list"):
             await client.call(name)
-        for name in ("start_engine", "get_generation", "cancel_generation", "delete_generation", "get_image"):
+        for name in ("engine.start", "images.get", "images.cancel", "images.delete", "images.get_image"):
             await client.call(name, "x")
-        await client.call("create_generation", GenerationSpec("a fox"))
+        await client.call("images.create", GenerationSpec("a fox"))
         for iterator in (
-            client.iterate("watch_engine"),
-            client.iterate("tail_engine_logs"),
-            client.iterate("watch_generation", "x"),
-            client.iterate("generate", GenerationSpec("a fox")),
+            client.iterate("engine.watch"),
+            client.iterate("engine.tail_logs"),
+            client.iterate("images.watch", "x"),
+            client.iterate("images.stream", GenerationSpec("a fox")),
         ):
             assert [item async for item in iterator] == []
     async with resource(address, timeout=100) as client:
-        for name in ("list_models", "list_downloads", "get_capabilities", "get_memory"):
+        for name in ("models.list", "downloads.list", "system.get_capabilities", "system.get_memory"):
             await client.call(name)
-        await client.call("create_download", DownloadSpec(()))
-        for name in ("get_model", "import_model", "delete_model", "refresh_model_metadata"):
+        await client.call("downloads.create", DownloadSpec(()))
+        for name in ("models.get", "models.import_", "models.delete", "models.refresh_metadata"):
             await client.call(name, "x")
-        for name in ("get_download", "cancel_download", "check_model", "recommend_llm_config"):
+        for name in ("downloads.get", "downloads.cancel", "system.check_model", "system.recommend_llm_config"):
             await client.call(name, "x")
         for iterator in (
-            client.iterate("verify_model", "x"),
-            client.iterate("watch_download", "x"),
-            client.iterate("watch_memory"),
+            client.iterate("models.verify", "x"),
+            client.iterate("downloads.watch", "x"),
+            client.iterate("system.watch_memory"),
         ):
             assert [item async for item in iterator] == []
     unlimited = {"WatchEngine", "TailLogs", "WatchGeneration", "GenerateImages", "VerifyModel", "WatchDownload"}
@@ -615,7 +576,7 @@ async def test_unary_calls_have_deadlines_and_watches_none(
 
 async def test_there_is_a_deadline_by_default(image: Connect, script: Script, address: str) -> None:
     async with image(address) as client:
-        await client.call("get_engine")
+        await client.call("engine.get")
     left = script.deadlines["GetEngine"]
     assert left is not None
     assert left < 10.2
@@ -635,9 +596,9 @@ async def test_what_no_message_can_hold_is_refused_at_once(
 ) -> None:
     async with image(address) as client:
         with pytest.raises(InvalidRequestError) as created:
-            await client.call("create_generation", spec)
+            await client.call("images.create", spec)
         with pytest.raises(InvalidRequestError) as generated:
-            await anext(client.iterate("generate", spec))
+            await anext(client.iterate("images.stream", spec))
     for raised in (created.value, generated.value):
         assert raised.metadata == {"field": field}
         assert field in raised.message
@@ -650,7 +611,7 @@ async def test_a_keep_alive_that_is_no_duration_is_refused(
 ) -> None:
     async with image(address) as client:
         with pytest.raises(InvalidRequestError) as raised:
-            await client.call("start_engine", "tiny", keep_alive_seconds=seconds)
+            await client.call("engine.start", "tiny", keep_alive_seconds=seconds)
     assert raised.value.metadata == {"field": "keep_alive"}
     assert script.requests == []
 
@@ -658,15 +619,15 @@ async def test_a_keep_alive_that_is_no_duration_is_refused(
 async def test_other_arguments_that_no_message_can_hold(image: Connect, resource: Connect, address: str) -> None:
     async with image(address) as client, resource(address) as models:
         for call in (
-            client.call("get_generation", "\ud800"),
-            client.call("get_image", "g", 2**40),
-            client.call("list_engine_logs", 2**40),
-            client.call("start_engine", "tiny", threads=2**40),
-            client.call("start_engine", "tiny", options=EngineOptions(max_vram_bytes=2**70)),
-            anext(client.iterate("watch_generation", "\ud800")),
-            anext(client.iterate("tail_engine_logs", 2**70)),
-            models.call("get_model", "\ud800"),
-            models.call("import_model", "\ud800"),
+            client.call("images.get", "\ud800"),
+            client.call("images.get_image", "g", 2**40),
+            client.call("engine.list_logs", 2**40),
+            client.call("engine.start", "tiny", threads=2**40),
+            client.call("engine.start", "tiny", options=EngineOptions(max_vram_bytes=2**70)),
+            anext(client.iterate("images.watch", "\ud800")),
+            anext(client.iterate("engine.tail_logs", 2**70)),
+            models.call("models.get", "\ud800"),
+            models.call("models.import_", "\ud800"),
         ):
             with pytest.raises(InvalidRequestError):
                 await call
@@ -676,10 +637,10 @@ async def test_other_arguments_that_no_message_can_hold(image: Connect, resource
 
 
 ABANDONABLE = {
-    "watch_engine": ("WatchEngine", engine_pb2.WatchEngineResponse(), ()),
-    "tail_engine_logs": ("TailLogs", engine_pb2.TailLogsResponse(entries=[logs_pb2.LogEntry()]), ()),
-    "watch_generation": ("WatchGeneration", generation_pb2.WatchGenerationResponse(), ("g",)),
-    "generate": (
+    "engine.watch": ("WatchEngine", engine_pb2.WatchEngineResponse(), ()),
+    "engine.tail_logs": ("TailLogs", engine_pb2.TailLogsResponse(entries=[logs_pb2.LogEntry()]), ()),
+    "images.watch": ("WatchGeneration", generation_pb2.WatchGenerationResponse(), ("g",)),
+    "images.stream": (
         "GenerateImages",
         generation_pb2.GenerateImagesResponse(generation=generation_pb2.Generation()),
         (GenerationSpec("a fox"),),
@@ -701,32 +662,32 @@ async def test_a_closed_iterator_cancels_its_call(image: Connect, script: Script
 
 async def test_breaking_out_cancels_the_call(script: Script, address: str) -> None:
     script.steps["WatchEngine"] = [engine_pb2.WatchEngineResponse(), Flag.HANG]
-    async with AsyncImageClient(address) as client:
-        async for _ in client.watch_engine():
+    async with AsyncClient(image=address) as client:
+        async for _ in client.engine.watch():
             await asyncio.wait_for(script.hanging.wait(), PATIENCE)
             break
         await asyncio.wait_for(script.cancelled.wait(), PATIENCE)
 
 
 async def test_breaking_out_cancels_the_call_of_the_blocking_face(script: Script, address: str) -> None:
-    def watch_once(client: ImageClient) -> None:
-        for _ in client.watch_engine():
+    def watch_once(client: Client) -> None:
+        for _ in client.engine.watch():
             break
 
     script.steps["WatchEngine"] = [engine_pb2.WatchEngineResponse(), Flag.HANG]
-    with ImageClient(address) as client:
+    with Client(image=address) as client:
         await asyncio.to_thread(watch_once, client)
         await asyncio.wait_for(script.cancelled.wait(), PATIENCE)
 
 
 async def test_a_cancelled_caller_cancels_its_call(script: Script, address: str) -> None:
-    async def watch(client: AsyncImageClient) -> None:
-        async for _ in client.watch_engine():
+    async def watch(client: AsyncClient) -> None:
+        async for _ in client.engine.watch():
             pass
 
     script.steps["GetEngine"] = script.steps["WatchEngine"] = [Flag.HANG]
-    async with AsyncImageClient(address) as client:
-        for work in (client.get_engine(), watch(client)):
+    async with AsyncClient(image=address) as client:
+        for work in (client.engine.get(), watch(client)):
             task = asyncio.create_task(work)
             await asyncio.wait_for(script.hanging.wait(), PATIENCE)
             task.cancel()
@@ -739,9 +700,9 @@ async def test_a_cancelled_caller_cancels_its_call(script: Script, address: str)
 
 async def test_a_callers_timeout_stays_a_timeout(script: Script, address: str) -> None:
     script.steps["GetEngine"] = [Flag.HANG]
-    async with AsyncImageClient(address) as client:
+    async with AsyncClient(image=address) as client:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(client.get_engine(), 0.2)
+            await asyncio.wait_for(client.engine.get(), 0.2)
         await asyncio.wait_for(script.cancelled.wait(), PATIENCE)
 
 
@@ -749,22 +710,17 @@ async def test_closing_the_client_ends_its_calls(image: Connect, script: Script,
     script.steps["WatchEngine"] = [engine_pb2.WatchEngineResponse(), Flag.HANG]
     script.steps["GetEngine"] = [Flag.HANG]
     async with image(address) as client:
-        watch = client.iterate("watch_engine")
+        watch = client.iterate("engine.watch")
         await anext(watch)
         watching = asyncio.ensure_future(anext(watch))
         await asyncio.wait_for(script.hanging.wait(), PATIENCE)
         script.hanging.clear()
-        getting = asyncio.create_task(client.call("get_engine"))
+        getting = asyncio.create_task(client.call("engine.get"))
         await asyncio.wait_for(script.hanging.wait(), PATIENCE)
         await client.close()
         for call in (watching, getting):
             with pytest.raises(ConnectionFailedError):
                 await call
-
-
-def test_an_asyncio_client_needs_a_running_loop() -> None:
-    with pytest.raises(RuntimeError, match="no running event loop"):
-        AsyncImageClient("127.0.0.1:1")
 
 
 async def test_no_proxy_stands_between(
@@ -775,7 +731,7 @@ async def test_no_proxy_stands_between(
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     async with image(address) as client:
-        await client.call("get_engine")
+        await client.call("engine.get")
     assert [name for name, _ in script.requests] == ["GetEngine"]
 
 
@@ -783,5 +739,5 @@ async def test_one_error_leaves_the_client_usable(image: Connect, script: Script
     script.steps["GetGeneration"] = [NOT_FOUND_IN_WORDS]
     async with image(address) as client:
         with pytest.raises(InternalError):
-            await client.call("get_generation", "g")
-        assert (await client.call("get_engine")).state is ServerState.STARTING
+            await client.call("images.get", "g")
+        assert (await client.call("engine.get")).state is ServerState.STARTING

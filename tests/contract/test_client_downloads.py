@@ -46,7 +46,7 @@ def failed(code: str, **facts: str) -> Download:
 async def test_everything_that_a_header_says(resource: Connect, script: Script, address: str) -> None:
     script.steps["GetModel"] = [models_pb2.GetModelResponse(raw_metadata_json='{"general.name": "Größe", "n": 7}')]
     async with resource(address) as client:
-        assert await client.call("get_raw_metadata", "tiny") == {"general.name": "Größe", "n": 7}
+        assert await client.call("models.get_raw_metadata", "tiny") == {"general.name": "Größe", "n": 7}
     assert script.requests == [
         ("GetModel", models_pb2.GetModelRequest(model_id="tiny", include_raw_metadata=True)),
     ]
@@ -54,7 +54,7 @@ async def test_everything_that_a_header_says(resource: Connect, script: Script, 
 
 async def test_a_model_is_asked_for_without_all_of_its_header(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
-        await client.call("get_model", "tiny")
+        await client.call("models.get", "tiny")
     assert script.requests == [("GetModel", models_pb2.GetModelRequest(model_id="tiny"))]
 
 
@@ -69,7 +69,7 @@ async def test_verifying_says_how_far_it_is_and_then_what_it_found(
         ),
     ]
     async with resource(address) as client:
-        first, last = [progress async for progress in client.iterate("verify_model", "tiny")]
+        first, last = [progress async for progress in client.iterate("models.verify", "tiny")]
     assert (first.bytes_done, first.bytes_total, first.result, first.files) == (1, 2, None, ())
     assert (last.result, [file.name for file in last.files]) == (Verification.VALID, ["a"])
     assert script.requests == [("VerifyModel", models_pb2.VerifyModelRequest(model_id="tiny"))]
@@ -79,7 +79,7 @@ async def test_verifying_what_is_not_there(resource: Connect, script: Script, ad
     script.steps["VerifyModel"] = [NotInstalled("It is not here.", modelId="tiny")]
     async with resource(address) as client:
         with pytest.raises(ModelNotFoundError):
-            await anext(client.iterate("verify_model", "tiny"))
+            await anext(client.iterate("models.verify", "tiny"))
 
 
 @pytest.mark.parametrize("strategy", MetadataStrategy)
@@ -90,7 +90,7 @@ async def test_refreshing_says_where_to_read(
         models_pb2.RefreshModelMetadataResponse(model=models_pb2.Model(id="tiny", layer_count=3))
     ]
     async with resource(address) as client:
-        model = await client.call("refresh_model_metadata", "tiny", strategy)
+        model = await client.call("models.refresh_metadata", "tiny", strategy)
     assert (model.id, model.layer_count) == ("tiny", 3)
     number = models_pb2.MetadataStrategy.Value(f"METADATA_STRATEGY_{strategy.name}")
     assert script.requests == [
@@ -102,7 +102,7 @@ async def test_refreshing_reads_the_file_first_if_not_told_otherwise(
     resource: Connect, script: Script, address: str
 ) -> None:
     async with resource(address) as client:
-        await client.call("refresh_model_metadata", "tiny")
+        await client.call("models.refresh_metadata", "tiny")
     assert script.requests[0][1].strategy == models_pb2.METADATA_STRATEGY_LOCAL_REMOTE
 
 
@@ -125,7 +125,7 @@ async def test_create_sends_what_it_was_given(resource: Connect, script: Script,
         model_id="mine",
     )
     async with resource(address) as client:
-        download = await client.call("create_download", spec, request_id="once")
+        download = await client.call("downloads.create", spec, request_id="once")
     assert (download.id, download.phase) == ("d", DownloadPhase.QUEUED)
     hub_file = downloads_pb2.HuggingFaceSource(repo="owner/name", file="folder/file.gguf", revision="v1")
     assert script.requests == [
@@ -156,8 +156,8 @@ async def test_create_sends_what_it_was_given(resource: Connect, script: Script,
 async def test_each_create_has_a_request_id_of_its_own(resource: Connect, script: Script, address: str) -> None:
     spec = DownloadSpec((DownloadItem(HUB_FILE),))
     async with resource(address) as client:
-        await client.call("create_download", spec)
-        await client.call("create_download", spec)
+        await client.call("downloads.create", spec)
+        await client.call("downloads.create", spec)
     first, second = [request.request_id for _, request in script.requests]
     assert len(first) == len(second) == 36
     assert first != second
@@ -177,12 +177,12 @@ async def test_what_no_message_can_hold_is_refused_at_once(
 ) -> None:
     async with resource(address) as client:
         with pytest.raises(InvalidRequestError) as raised:
-            await client.call("create_download", spec)
+            await client.call("downloads.create", spec)
     assert raised.value.metadata == {"field": field}
     assert script.requests == []
 
 
-@pytest.mark.parametrize(("method", "rpc"), [("get_download", "GetDownload"), ("cancel_download", "CancelDownload")])
+@pytest.mark.parametrize(("method", "rpc"), [("downloads.get", "GetDownload"), ("downloads.cancel", "CancelDownload")])
 async def test_a_download_is_returned(resource: Connect, script: Script, address: str, method: str, rpc: str) -> None:
     script.steps[rpc] = [
         lambda request: getattr(downloads_pb2, f"{rpc}Response")(
@@ -212,7 +212,7 @@ async def test_downloads_come_page_by_page_however_many_files_they_have(
 
     script.steps["ListDownloads"] = [page]
     async with resource(address) as client:
-        downloads = await client.call("list_downloads", active_only)
+        downloads = await client.call("downloads.list", active_only)
     assert [download.id for download in downloads] == [download.id for download in known]
     assert {request.active_only for _, request in script.requests} == {active_only}
 
@@ -221,7 +221,7 @@ async def test_ended_downloads_are_listed_if_not_told_otherwise(
     resource: Connect, script: Script, address: str
 ) -> None:
     async with resource(address) as client:
-        assert await client.call("list_downloads") == []
+        assert await client.call("downloads.list") == []
     assert not script.requests[0][1].active_only
 
 
@@ -231,7 +231,7 @@ async def test_watching_a_download_ends_with_the_stream(resource: Connect, scrip
         for phase in downloads_pb2.DownloadPhase.values()[1:]
     ]
     async with resource(address) as client:
-        phases = [download.phase async for download in client.iterate("watch_download", "d")]
+        phases = [download.phase async for download in client.iterate("downloads.watch", "d")]
     assert phases == list(DownloadPhase)
     assert [phase.terminal for phase in phases] == [False] * 4 + [True] * 3
     assert script.requests == [("WatchDownload", downloads_pb2.WatchDownloadRequest(download_id="d"))]
@@ -241,14 +241,14 @@ async def test_watching_what_is_not_there(resource: Connect, script: Script, add
     script.steps["WatchDownload"] = [NotFoundError("There is no such download.")]
     async with resource(address) as client:
         with pytest.raises(NotThere):
-            await anext(client.iterate("watch_download", "d"))
+            await anext(client.iterate("downloads.watch", "d"))
 
 
 @pytest.mark.parametrize(
     ("method", "rpc", "first"),
     [
-        ("watch_download", "WatchDownload", downloads_pb2.WatchDownloadResponse()),
-        ("verify_model", "VerifyModel", models_pb2.VerifyModelResponse()),
+        ("downloads.watch", "WatchDownload", downloads_pb2.WatchDownloadResponse()),
+        ("models.verify", "VerifyModel", models_pb2.VerifyModelResponse()),
     ],
 )
 async def test_a_closed_iterator_cancels_its_call(

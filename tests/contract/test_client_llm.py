@@ -104,7 +104,7 @@ async def test_a_model_is_started_with_all_that_can_be_said(resource: Connect, s
     script.steps["StartLlm"] = [llm_pb2.StartLlmResponse(llm=RUNNING)]
     async with resource(address) as client:
         started = await client.call(
-            "start_llm",
+            "llm.start",
             "tiny",
             config=LlmConfig(threads=2, flash_attention=False, cache_type_v=CacheType.F16),
             serving=LlmServing(0, "::1", "secret", False, True),
@@ -128,8 +128,8 @@ async def test_a_model_is_started_with_all_that_can_be_said(resource: Connect, s
 
 async def test_what_is_not_said_is_left_to_the_server(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
-        await client.call("start_llm", "tiny")
-        await client.call("start_llm", "tiny")
+        await client.call("llm.start", "tiny")
+        await client.call("llm.start", "tiny")
     first, second = (request for _, request in script.requests)
     assert (first.model_id, first.replace) == ("tiny", False)
     assert not first.HasField("config")
@@ -140,10 +140,10 @@ async def test_what_is_not_said_is_left_to_the_server(resource: Connect, script:
 
 async def test_a_large_model_has_time_to_load(resource: Connect, script: Script, address: str) -> None:
     async with resource(address, timeout=0.5) as client:
-        await client.call("start_llm", "tiny")
-        await client.call("restart_llm")
-        await client.call("stop_llm")
-        await client.call("start_llm", "tiny", timeout=7)
+        await client.call("llm.start", "tiny")
+        await client.call("llm.restart")
+        await client.call("llm.stop")
+        await client.call("llm.start", "tiny", timeout=7)
     assert (script.deadlines["RestartLlm"] or 0) > 3000
     assert 30 < (script.deadlines["StopLlm"] or 0) < 100
     assert (script.deadlines["StartLlm"] or 0) < 30
@@ -163,23 +163,23 @@ async def test_a_start_that_fails(
     script.steps["StartLlm"] = [raised]
     async with resource(address) as client:
         with pytest.raises(caught) as found:
-            await client.call("start_llm", "tiny")
+            await client.call("llm.start", "tiny")
     assert str(found.value) == raised.message
 
 
 async def test_a_port_that_no_message_can_hold(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
         with pytest.raises(InvalidRequestError, match="port"):
-            await client.call("start_llm", "tiny", serving=LlmServing(port=2**31))
+            await client.call("llm.start", "tiny", serving=LlmServing(port=2**31))
     assert script.requests == []
 
 
 @pytest.mark.parametrize(
     ("method", "rpc", "request_kind", "response_kind"),
     [
-        ("stop_llm", "StopLlm", llm_pb2.StopLlmRequest, llm_pb2.StopLlmResponse),
-        ("restart_llm", "RestartLlm", llm_pb2.RestartLlmRequest, llm_pb2.RestartLlmResponse),
-        ("get_llm", "GetLlm", llm_pb2.GetLlmRequest, llm_pb2.GetLlmResponse),
+        ("llm.stop", "StopLlm", llm_pb2.StopLlmRequest, llm_pb2.StopLlmResponse),
+        ("llm.restart", "RestartLlm", llm_pb2.RestartLlmRequest, llm_pb2.RestartLlmResponse),
+        ("llm.get", "GetLlm", llm_pb2.GetLlmRequest, llm_pb2.GetLlmResponse),
     ],
 )
 async def test_stop_restart_and_get(
@@ -194,15 +194,15 @@ async def test_stop_restart_and_get(
 @pytest.mark.parametrize(
     ("method", "request_kind"),
     [
-        ("stop_llm", llm_pb2.StopLlmRequest),
-        ("restart_llm", llm_pb2.RestartLlmRequest),
-        ("get_llm", llm_pb2.GetLlmRequest),
-        ("watch_llm", llm_pb2.WatchLlmRequest),
-        ("list_llm_logs", llm_pb2.ListLogsRequest),
-        ("tail_llm_logs", llm_pb2.TailLogsRequest),
-        ("clear_llm_logs", llm_pb2.ClearLogsRequest),
-        ("get_offloaded_llm", orchestration_pb2.GetOffloadedLlmRequest),
-        ("forget_offloaded_llm", orchestration_pb2.ForgetOffloadedLlmRequest),
+        ("llm.stop", llm_pb2.StopLlmRequest),
+        ("llm.restart", llm_pb2.RestartLlmRequest),
+        ("llm.get", llm_pb2.GetLlmRequest),
+        ("llm.watch", llm_pb2.WatchLlmRequest),
+        ("llm.list_logs", llm_pb2.ListLogsRequest),
+        ("llm.tail_logs", llm_pb2.TailLogsRequest),
+        ("llm.clear_logs", llm_pb2.ClearLogsRequest),
+        ("orchestration.get_offloaded_llm", orchestration_pb2.GetOffloadedLlmRequest),
+        ("orchestration.forget_offloaded_llm", orchestration_pb2.ForgetOffloadedLlmRequest),
     ],
 )
 @pytest.mark.parametrize("named", [None, "", "tiny"])
@@ -210,7 +210,7 @@ async def test_each_call_says_which_engine_it_means(
     resource: Connect, script: Script, address: str, method: str, request_kind: Any, named: str | None
 ) -> None:
     async with resource(address) as client:
-        if method in ("watch_llm", "tail_llm_logs"):
+        if method in ("llm.watch", "llm.tail_logs"):
             assert [item async for item in client.iterate(method, model_id=named)] == []
         else:
             await client.call(method, model_id=named)
@@ -228,7 +228,7 @@ async def test_the_engine_is_watched_with_its_events(resource: Connect, script: 
     ]
     script.steps["WatchLlm"] = [llm_pb2.WatchLlmResponse(llm=llm_pb2.Llm(last_event=event)) for event in events]
     async with resource(address) as client:
-        seen = [now.last_event async for now in client.iterate("watch_llm")]
+        seen = [now.last_event async for now in client.iterate("llm.watch")]
     assert seen == [EngineEvent.STARTED, EngineEvent.CRASHED, EngineEvent.OFFLOADED, EngineEvent.RELOAD_FAILED, None]
     assert script.requests == [("WatchLlm", llm_pb2.WatchLlmRequest())]
 
@@ -236,8 +236,8 @@ async def test_the_engine_is_watched_with_its_events(resource: Connect, script: 
 @pytest.mark.parametrize(
     ("method", "rpc", "first"),
     [
-        ("watch_llm", "WatchLlm", llm_pb2.WatchLlmResponse(llm=RUNNING)),
-        ("tail_llm_logs", "TailLogs", llm_pb2.TailLogsResponse(entries=[entry(1)])),
+        ("llm.watch", "WatchLlm", llm_pb2.WatchLlmResponse(llm=RUNNING)),
+        ("llm.tail_logs", "TailLogs", llm_pb2.TailLogsResponse(entries=[entry(1)])),
     ],
 )
 async def test_a_stream_that_is_left_cancels_its_call(
@@ -256,7 +256,7 @@ async def test_a_stream_that_is_left_cancels_its_call(
 async def test_the_newest_lines(resource: Connect, script: Script, address: str, lines: int | None) -> None:
     script.steps["ListLogs"] = [llm_pb2.ListLogsResponse(entries=[entry(1), entry(2)])]
     async with resource(address) as client:
-        assert await client.call("list_llm_logs", lines) == [same_entry(1), same_entry(2)]
+        assert await client.call("llm.list_logs", lines) == [same_entry(1), same_entry(2)]
     assert script.requests == [("ListLogs", llm_pb2.ListLogsRequest(lines=lines))]
 
 
@@ -267,14 +267,14 @@ async def test_new_lines(resource: Connect, script: Script, address: str, start:
         llm_pb2.TailLogsResponse(entries=[entry(3)]),
     ]
     async with resource(address) as client:
-        seen = [line async for line in client.iterate("tail_llm_logs", start)]
+        seen = [line async for line in client.iterate("llm.tail_logs", start)]
     assert seen == [same_entry(number) for number in (1, 2, 3)]
     assert script.requests == [("TailLogs", llm_pb2.TailLogsRequest(from_sequence=start))]
 
 
 async def test_the_log_is_forgotten(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
-        assert await client.call("clear_llm_logs") is None
+        assert await client.call("llm.clear_logs") is None
     assert script.requests == [("ClearLogs", llm_pb2.ClearLogsRequest())]
 
 

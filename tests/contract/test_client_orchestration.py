@@ -170,14 +170,14 @@ SAME_OFFLOADED = OffloadedLlm(
 async def test_a_plan_with_all_that_can_be_said(resource: Connect, script: Script, address: str) -> None:
     script.steps["PlanImageGeneration"] = [PLANNED]
     async with resource(address) as client:
-        assert await client.call("plan_image_generation", NEED) == SAME_PLAN
+        assert await client.call("orchestration.plan_image_generation", NEED) == SAME_PLAN
     request = orchestration_pb2.PlanImageGenerationRequest(need=SENT_NEED)
     assert script.requests == [("PlanImageGeneration", request)]
 
 
 async def test_a_plan_for_the_usual_image(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
-        found = await client.call("plan_image_generation")
+        found = await client.call("orchestration.plan_image_generation")
     need = orchestration_pb2.ImageNeed(width=512, height=512, variant="cpu")
     request = orchestration_pb2.PlanImageGenerationRequest(need=need)
     assert script.requests == [("PlanImageGeneration", request)]
@@ -198,7 +198,7 @@ async def test_a_plan_that_fails(
     script.steps["PlanImageGeneration"] = [raised]
     async with resource(address) as client:
         with pytest.raises(caught) as found:
-            await client.call("plan_image_generation", NEED)
+            await client.call("orchestration.plan_image_generation", NEED)
     assert found.value.message == raised.message
 
 
@@ -208,31 +208,31 @@ async def test_a_plan_that_fails(
 async def test_the_llm_that_was_offloaded(resource: Connect, script: Script, address: str) -> None:
     script.steps["GetOffloadedLlm"] = [orchestration_pb2.GetOffloadedLlmResponse(offloaded=OFFLOADED)]
     async with resource(address) as client:
-        assert await client.call("get_offloaded_llm") == SAME_OFFLOADED
+        assert await client.call("orchestration.get_offloaded_llm") == SAME_OFFLOADED
     assert script.requests == [("GetOffloadedLlm", orchestration_pb2.GetOffloadedLlmRequest())]
 
 
 async def test_no_llm_was_offloaded(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
-        assert await client.call("get_offloaded_llm") is None
+        assert await client.call("orchestration.get_offloaded_llm") is None
 
 
 @pytest.mark.parametrize("forgotten", [True, False])
 async def test_it_is_given_up(resource: Connect, script: Script, address: str, forgotten: bool) -> None:
     script.steps["ForgetOffloadedLlm"] = [orchestration_pb2.ForgetOffloadedLlmResponse(forgotten=forgotten)]
     async with resource(address) as client:
-        assert await client.call("forget_offloaded_llm") is forgotten
+        assert await client.call("orchestration.forget_offloaded_llm") is forgotten
     assert script.requests == [("ForgetOffloadedLlm", orchestration_pb2.ForgetOffloadedLlmRequest())]
 
 
 async def test_a_load_that_is_given_up_has_time_to_end(resource: Connect, script: Script, address: str) -> None:
     async with resource(address, timeout=0.5) as client:
-        await client.call("forget_offloaded_llm")
+        await client.call("orchestration.forget_offloaded_llm")
     assert 30 < (script.deadlines["ForgetOffloadedLlm"] or 0) < 100
     script.steps["ForgetOffloadedLlm"] = [Flag.HANG]
     async with resource(address) as client:
         with pytest.raises(DeadlineError):
-            await client.call("forget_offloaded_llm", timeout=0.2)
+            await client.call("orchestration.forget_offloaded_llm", timeout=0.2)
 
 
 # Leases
@@ -242,7 +242,9 @@ async def test_a_lease_is_held_with_all_that_can_be_said(resource: Connect, scri
     waiting = orchestration_pb2.Lease(id="lease-1", state=orchestration_pb2.LEASE_STATE_WAITING)
     script.steps["HoldLease"] = [orchestration_pb2.HoldLeaseResponse(lease=lease) for lease in (waiting, LEASED)]
     async with resource(address, timeout=0.5) as client:
-        first, last = [lease async for lease in client.iterate("hold_lease", "worker", NEED, resident=True)]
+        first, last = [
+            lease async for lease in client.iterate("orchestration.hold_lease", "worker", NEED, resident=True)
+        ]
     request = orchestration_pb2.HoldLeaseRequest(tenant_id="worker", need=SENT_NEED, resident=True)
     assert script.requests == [("HoldLease", request)]
     assert script.deadlines["HoldLease"] is None
@@ -258,7 +260,7 @@ async def test_a_lease_is_held_with_all_that_can_be_said(resource: Connect, scri
 async def test_a_lease_is_given_back_by_leaving(resource: Connect, script: Script, address: str) -> None:
     script.steps["HoldLease"] = [orchestration_pb2.HoldLeaseResponse(lease=LEASED), Flag.HANG]
     async with resource(address) as client:
-        leases = client.iterate("hold_lease", "worker", NEED)
+        leases = client.iterate("orchestration.hold_lease", "worker", NEED)
         assert await anext(leases) == SAME_LEASE
         await asyncio.wait_for(script.hanging.wait(), PATIENCE)
         assert not script.cancelled.is_set()
@@ -282,7 +284,7 @@ async def test_a_lease_that_is_refused(
 ) -> None:
     script.steps["HoldLease"] = [orchestration_pb2.HoldLeaseResponse(lease=LEASED), raised]
     async with resource(address) as client:
-        leases = client.iterate("hold_lease", "worker", NEED)
+        leases = client.iterate("orchestration.hold_lease", "worker", NEED)
         await anext(leases)
         with pytest.raises(caught) as found:
             await anext(leases)
@@ -292,7 +294,7 @@ async def test_a_lease_that_is_refused(
 async def test_a_lease_whose_server_goes(resource: Connect, script: Script) -> None:
     script.steps["HoldLease"] = [orchestration_pb2.HoldLeaseResponse(lease=LEASED), Flag.HANG]
     async with serve(script) as (address, server), resource(address) as client:
-        leases = client.iterate("hold_lease", "worker", NEED)
+        leases = client.iterate("orchestration.hold_lease", "worker", NEED)
         await anext(leases)
         await server.stop(None)
         with pytest.raises(ConnectionFailedError):
@@ -305,17 +307,17 @@ async def test_what_no_message_can_hold(resource: Connect, script: Script, addre
     need = dataclasses.replace(NEED, **wrong)
     async with resource(address) as client:
         with pytest.raises(InvalidRequestError) as planned:
-            await client.call("plan_image_generation", need)
+            await client.call("orchestration.plan_image_generation", need)
         with pytest.raises(InvalidRequestError) as held:
-            await anext(client.iterate("hold_lease", "worker", need))
+            await anext(client.iterate("orchestration.hold_lease", "worker", need))
     assert planned.value.metadata == held.value.metadata == {"field": field}
     assert script.requests == []
 
 
 async def test_use_is_reported(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
-        assert await client.call("report_lease_use", "lease-1") is None
-        await client.call("report_lease_use", "lease-1", width=1024, height=768, peak_ram_bytes=2**40)
+        assert await client.call("orchestration.report_lease_use", "lease-1") is None
+        await client.call("orchestration.report_lease_use", "lease-1", width=1024, height=768, peak_ram_bytes=2**40)
     assert [request for _, request in script.requests] == [
         orchestration_pb2.ReportLeaseUseRequest(lease_id="lease-1"),
         orchestration_pb2.ReportLeaseUseRequest(lease_id="lease-1", width=1024, height=768, peak_ram_bytes=2**40),
@@ -326,9 +328,9 @@ async def test_use_of_a_lease_that_is_over(resource: Connect, script: Script, ad
     script.steps["ReportLeaseUse"] = [errors.NotFoundError("It is over.", leaseId="lease-1")]
     async with resource(address) as client:
         with pytest.raises(NotFoundError) as found:
-            await client.call("report_lease_use", "lease-1")
+            await client.call("orchestration.report_lease_use", "lease-1")
         with pytest.raises(InvalidRequestError, match="width"):
-            await client.call("report_lease_use", "lease-1", width=2**31)
+            await client.call("orchestration.report_lease_use", "lease-1", width=2**31)
     assert found.value.metadata == {"leaseId": "lease-1"}
     assert len(script.requests) == 1
 
@@ -350,7 +352,7 @@ async def test_leases_come_page_by_page(resource: Connect, script: Script, addre
 
     script.steps["ListLeases"] = [page]
     async with resource(address) as client:
-        found = await client.call("list_leases")
+        found = await client.call("orchestration.list_leases")
     assert [lease.id for lease in found.leases] == ["0", "1", "2", "3", "4"]
     assert dataclasses.replace(found, leases=()) == LeaseList((), 2**36, 2**35, 2**34 + 4, 2**33)
     assert [request.page_token for _, request in script.requests] == ["", "2", "4"]
@@ -359,7 +361,7 @@ async def test_leases_come_page_by_page(resource: Connect, script: Script, addre
 async def test_a_listed_lease(resource: Connect, script: Script, address: str) -> None:
     script.steps["ListLeases"] = [orchestration_pb2.ListLeasesResponse(leases=[LEASED])]
     async with resource(address) as client:
-        assert await client.call("list_leases") == LeaseList((SAME_LEASE,), 0, 0, 0, 0)
+        assert await client.call("orchestration.list_leases") == LeaseList((SAME_LEASE,), 0, 0, 0, 0)
 
 
 # What messages become

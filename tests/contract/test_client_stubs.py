@@ -15,6 +15,7 @@ from genaid.common.v1 import engines_pb2
 from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid.resource.v1 import downloads_pb2, llm_pb2, models_pb2, orchestration_pb2, system_pb2
 from genaid_client import (
+    Client,
     DownloadItem,
     DownloadPhase,
     DownloadSpec,
@@ -22,14 +23,12 @@ from genaid_client import (
     GenaidError,
     GenerationSpec,
     Image,
-    ImageClient,
     ImageNeed,
     InternalError,
     LeaseState,
     LlmConfig,
     LlmServing,
     ModelNotFoundError,
-    ResourceClient,
     ServerBusyError,
 )
 from genaid_server.kit.errors import DomainError
@@ -54,13 +53,13 @@ def caller() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def image(channel: Any) -> ImageClient:
-    return ImageClient("scripted", channel=channel)
+def image(channel: Any) -> Client:
+    return Client(image=channel)
 
 
 @pytest.fixture
-def resource(channel: Any) -> ResourceClient:
-    return ResourceClient("scripted", channel=channel)
+def resource(channel: Any) -> Client:
+    return Client(resource=channel)
 
 
 def failure(error: DomainError) -> tuple[Any, grpc.StatusCode, str]:
@@ -83,16 +82,16 @@ def take_stream(channel: Any, name: str) -> tuple[Any, Any]:
     return request, call
 
 
-def test_a_call_and_its_answer(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
-    result = caller.submit(resource.get_model, "tiny")
+def test_a_call_and_its_answer(channel: Any, caller: ThreadPoolExecutor, resource: Client) -> None:
+    result = caller.submit(resource.models.get, "tiny")
     request, call = take_unary(channel, "GetModel")
     call.terminate(models_pb2.GetModelResponse(model=models_pb2.Model(id="tiny")), *OK)
     assert request == models_pb2.GetModelRequest(model_id="tiny")
     assert result.result().id == "tiny"
 
 
-def test_a_call_that_fails(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
-    result = caller.submit(resource.delete_model, "tiny")
+def test_a_call_that_fails(channel: Any, caller: ThreadPoolExecutor, resource: Client) -> None:
+    result = caller.submit(resource.models.delete, "tiny")
     _, call = take_unary(channel, "DeleteModel")
     call.terminate(None, *failure(NotInstalled("It is not here.", modelId="tiny")))
     with pytest.raises(ModelNotFoundError, match=r"It is not here\.") as raised:
@@ -100,16 +99,16 @@ def test_a_call_that_fails(channel: Any, caller: ThreadPoolExecutor, resource: R
     assert raised.value.metadata == {"modelId": "tiny"}
 
 
-def test_a_call_that_fails_without_a_reason(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
-    result = caller.submit(image.get_engine)
+def test_a_call_that_fails_without_a_reason(channel: Any, caller: ThreadPoolExecutor, image: Client) -> None:
+    result = caller.submit(image.engine.get)
     _, call = take_unary(channel, "GetEngine")
     call.terminate(None, (), grpc.StatusCode.UNIMPLEMENTED, "no such method")
     with pytest.raises(InternalError):
         result.result()
 
 
-def test_pages(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
-    result = caller.submit(image.list_generations)
+def test_pages(channel: Any, caller: ThreadPoolExecutor, image: Client) -> None:
+    result = caller.submit(image.images.list)
     tokens = []
     for number, following in enumerate(["more", ""]):
         request, call = take_unary(channel, "ListGenerations")
@@ -121,8 +120,8 @@ def test_pages(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> 
     assert [generation.id for generation in result.result()] == ["0", "1"]
 
 
-def test_a_stream_that_ends(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
-    result = caller.submit(lambda: list(image.generate(GenerationSpec("a fox"))))
+def test_a_stream_that_ends(channel: Any, caller: ThreadPoolExecutor, image: Client) -> None:
+    result = caller.submit(lambda: list(image.images.stream(GenerationSpec("a fox"))))
     request, call = take_stream(channel, "GenerateImages")
     chunk = generation_pb2.ImageChunk(data=b"png", last=True)
     call.send_response(generation_pb2.GenerateImagesResponse(chunk=chunk))
@@ -131,8 +130,8 @@ def test_a_stream_that_ends(channel: Any, caller: ThreadPoolExecutor, image: Ima
     assert result.result() == [Image(0, b"png")]
 
 
-def test_a_stream_that_fails(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
-    result = caller.submit(image.get_image, "g")
+def test_a_stream_that_fails(channel: Any, caller: ThreadPoolExecutor, image: Client) -> None:
+    result = caller.submit(image.images.get_image, "g")
     _, call = take_stream(channel, "GetImage")
     call.send_response(generation_pb2.GetImageResponse(chunk=b"half"))
     call.terminate(*failure(Busy("Not yet.")))
@@ -142,8 +141,8 @@ def test_a_stream_that_fails(channel: Any, caller: ThreadPoolExecutor, image: Im
     assert isinstance(raised.value.__cause__, grpc.RpcError)
 
 
-def test_an_iterator_that_is_left(channel: Any, caller: ThreadPoolExecutor, image: ImageClient) -> None:
-    watch = image.watch_engine()
+def test_an_iterator_that_is_left(channel: Any, caller: ThreadPoolExecutor, image: Client) -> None:
+    watch = image.engine.watch()
     first = caller.submit(next, watch)
     _, call = take_stream(channel, "WatchEngine")
     call.send_response(engine_pb2.WatchEngineResponse(engine=engine_pb2.Engine(restarts=3)))
@@ -154,14 +153,14 @@ def test_an_iterator_that_is_left(channel: Any, caller: ThreadPoolExecutor, imag
 
 def test_a_channel_that_was_given_is_not_closed() -> None:
     with grpc.insecure_channel("127.0.0.1:1") as shared:
-        ImageClient("shared", channel=shared).close()
+        Client(image=shared).close()
         call: Any = shared.unary_unary("/still/open")
         with pytest.raises(grpc.RpcError):  # nobody listens there; a closed channel would be a ValueError
             call(b"", timeout=PATIENCE)
 
 
-def test_a_download_is_watched_to_its_end(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
-    result = caller.submit(lambda: [download.phase for download in resource.watch_download("d")])
+def test_a_download_is_watched_to_its_end(channel: Any, caller: ThreadPoolExecutor, resource: Client) -> None:
+    result = caller.submit(lambda: [download.phase for download in resource.downloads.watch("d")])
     request, call = take_stream(channel, "WatchDownload")
     for phase in (downloads_pb2.DOWNLOAD_PHASE_DOWNLOADING, downloads_pb2.DOWNLOAD_PHASE_INSTALLED):
         call.send_response(downloads_pb2.WatchDownloadResponse(download=downloads_pb2.Download(phase=phase)))
@@ -170,16 +169,16 @@ def test_a_download_is_watched_to_its_end(channel: Any, caller: ThreadPoolExecut
     assert result.result() == [DownloadPhase.DOWNLOADING, DownloadPhase.INSTALLED]
 
 
-def test_a_download_is_asked_for(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
-    result = caller.submit(resource.create_download, DownloadSpec((DownloadItem("http://127.0.0.1/x.gguf"),)))
+def test_a_download_is_asked_for(channel: Any, caller: ThreadPoolExecutor, resource: Client) -> None:
+    result = caller.submit(resource.downloads.create, DownloadSpec((DownloadItem("http://127.0.0.1/x.gguf"),)))
     request, call = take_unary(channel, "CreateDownload")
     call.terminate(downloads_pb2.CreateDownloadResponse(download=downloads_pb2.Download(id="d")), *OK)
     assert [item.url for item in request.spec.items] == ["http://127.0.0.1/x.gguf"]
     assert result.result().id == "d"
 
 
-def test_memory_is_watched(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
-    result = caller.submit(lambda: [memory.ram.used_bytes for memory in resource.watch_memory(2.5)])
+def test_memory_is_watched(channel: Any, caller: ThreadPoolExecutor, resource: Client) -> None:
+    result = caller.submit(lambda: [memory.ram.used_bytes for memory in resource.system.watch_memory(2.5)])
     request, call = take_stream(channel, "WatchMemory")
     for used in (1, 2):
         memory = system_pb2.MemorySnapshot(ram=system_pb2.Ram(used_bytes=used))
@@ -189,8 +188,8 @@ def test_memory_is_watched(channel: Any, caller: ThreadPoolExecutor, resource: R
     assert result.result() == [1, 2]
 
 
-def test_a_config_is_recommended(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
-    result = caller.submit(resource.recommend_llm_config, "tiny", LlmConfig(context_size=512))
+def test_a_config_is_recommended(channel: Any, caller: ThreadPoolExecutor, resource: Client) -> None:
+    result = caller.submit(resource.system.recommend_llm_config, "tiny", LlmConfig(context_size=512))
     request, call = take_unary(channel, "RecommendLlmConfig")
     call.terminate(system_pb2.RecommendLlmConfigResponse(config=request.wishes, fits=True), *OK)
     assert request == system_pb2.RecommendLlmConfigRequest(
@@ -199,16 +198,16 @@ def test_a_config_is_recommended(channel: Any, caller: ThreadPoolExecutor, resou
     assert result.result().config == LlmConfig(context_size=512)
 
 
-def test_a_language_model_is_started(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
-    result = caller.submit(resource.start_llm, "tiny", serving=LlmServing(port=0), request_id="mine")
+def test_a_language_model_is_started(channel: Any, caller: ThreadPoolExecutor, resource: Client) -> None:
+    result = caller.submit(resource.llm.start, "tiny", serving=LlmServing(port=0), request_id="mine")
     request, call = take_unary(channel, "StartLlm")
     call.terminate(llm_pb2.StartLlmResponse(llm=llm_pb2.Llm(host="127.0.0.1", port=7)), *OK)
     assert request == llm_pb2.StartLlmRequest(model_id="tiny", serving=llm_pb2.LlmServing(port=0), request_id="mine")
     assert result.result().base_url == "http://127.0.0.1:7"
 
 
-def test_the_llm_engine_is_watched(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
-    result = caller.submit(lambda: [now.last_event for now in resource.watch_llm()])
+def test_the_llm_engine_is_watched(channel: Any, caller: ThreadPoolExecutor, resource: Client) -> None:
+    result = caller.submit(lambda: [now.last_event for now in resource.llm.watch()])
     _, call = take_stream(channel, "WatchLlm")
     for event in (engines_pb2.ENGINE_EVENT_STARTED, engines_pb2.ENGINE_EVENT_READY):
         call.send_response(llm_pb2.WatchLlmResponse(llm=llm_pb2.Llm(last_event=event)))
@@ -216,8 +215,8 @@ def test_the_llm_engine_is_watched(channel: Any, caller: ThreadPoolExecutor, res
     assert result.result() == [EngineEvent.STARTED, EngineEvent.READY]
 
 
-def test_a_lease_is_held_until_it_is_left(channel: Any, caller: ThreadPoolExecutor, resource: ResourceClient) -> None:
-    leases = resource.hold_lease("worker", ImageNeed("sd"))
+def test_a_lease_is_held_until_it_is_left(channel: Any, caller: ThreadPoolExecutor, resource: Client) -> None:
+    leases = resource.orchestration.hold_lease("worker", ImageNeed("sd"))
     first = caller.submit(next, leases)
     request, call = take_stream(channel, "HoldLease")
     lease = orchestration_pb2.Lease(state=orchestration_pb2.LEASE_STATE_GRANTED)

@@ -71,14 +71,14 @@ async def test_what_the_machine_has(resource: Connect, script: Script, address: 
         system_pb2.GetCapabilitiesResponse(capabilities=system_pb2.SystemCapabilities(platform_key="linux-x64"))
     ]
     async with resource(address) as client:
-        found = await client.call("get_capabilities", refresh)
+        found = await client.call("system.get_capabilities", refresh)
     assert found.platform_key == "linux-x64"
     assert script.requests == [("GetCapabilities", system_pb2.GetCapabilitiesRequest(refresh=refresh))]
 
 
 async def test_what_is_known_will_do_if_not_told_otherwise(resource: Connect, script: Script, address: str) -> None:
     async with resource(address) as client:
-        await client.call("get_capabilities")
+        await client.call("system.get_capabilities")
     assert script.requests == [("GetCapabilities", system_pb2.GetCapabilitiesRequest())]
 
 
@@ -86,7 +86,7 @@ async def test_memory_now(resource: Connect, script: Script, address: str) -> No
     memory = system_pb2.MemorySnapshot(ram=system_pb2.Ram(total_bytes=7))
     script.steps["GetMemory"] = [system_pb2.GetMemoryResponse(memory=memory)]
     async with resource(address) as client:
-        assert (await client.call("get_memory")).ram.total_bytes == 7
+        assert (await client.call("system.get_memory")).ram.total_bytes == 7
     assert script.requests == [("GetMemory", system_pb2.GetMemoryRequest())]
 
 
@@ -107,7 +107,7 @@ async def test_memory_is_watched(
 ) -> None:
     script.steps["WatchMemory"] = [measured(1), measured(2)]
     async with resource(address) as client:
-        seen = [memory.ram.used_bytes async for memory in client.iterate("watch_memory", seconds)]
+        seen = [memory.ram.used_bytes async for memory in client.iterate("system.watch_memory", seconds)]
     assert seen == [1, 2]
     assert script.requests == [("WatchMemory", sent)]
 
@@ -116,13 +116,13 @@ async def test_an_interval_that_the_server_refuses(resource: Connect, script: Sc
     script.steps["WatchMemory"] = [Refused("`interval` must be 0.1 to 3600 seconds.", field="interval")]
     async with resource(address) as client:
         with pytest.raises(InvalidRequestError, match=r"0\.1 to 3600"):
-            await anext(client.iterate("watch_memory", 0))
+            await anext(client.iterate("system.watch_memory", 0))
 
 
 async def test_a_watch_that_is_closed_cancels_its_call(resource: Connect, script: Script, address: str) -> None:
     script.steps["WatchMemory"] = [measured(1), Flag.HANG]
     async with resource(address) as client:
-        iterator = client.iterate("watch_memory")
+        iterator = client.iterate("system.watch_memory")
         await anext(iterator)
         await asyncio.wait_for(script.hanging.wait(), PATIENCE)
         await iterator.aclose()
@@ -132,7 +132,7 @@ async def test_a_watch_that_is_closed_cancels_its_call(resource: Connect, script
 async def test_a_language_model_is_checked(resource: Connect, script: Script, address: str) -> None:
     script.steps["CheckModel"] = [system_pb2.CheckModelResponse(possible=True, llm_config=CONFIG)]
     async with resource(address) as client:
-        check = await client.call("check_model", "tiny", check_total_memory=True, llm_config=SAME_CONFIG)
+        check = await client.call("system.check_model", "tiny", check_total_memory=True, llm_config=SAME_CONFIG)
     assert (check.possible, check.llm_config) == (True, SAME_CONFIG)
     request = system_pb2.CheckModelRequest(model_id="tiny", check_total_memory=True, llm_config=CONFIG)
     assert script.requests == [("CheckModel", request)]
@@ -141,7 +141,7 @@ async def test_a_language_model_is_checked(resource: Connect, script: Script, ad
 async def test_a_diffusion_model_is_checked(resource: Connect, script: Script, address: str) -> None:
     script.steps["CheckModel"] = [system_pb2.CheckModelResponse(reason="It is too large.")]
     async with resource(address) as client:
-        check = await client.call("check_model", "flux", width=1024, height=0)
+        check = await client.call("system.check_model", "flux", width=1024, height=0)
     assert (check.possible, check.reason, check.llm_config) == (False, "It is too large.", None)
     assert script.requests == [("CheckModel", system_pb2.CheckModelRequest(model_id="flux", width=1024, height=0))]
 
@@ -150,9 +150,9 @@ async def test_what_is_not_said_of_a_model_is_left_to_the_server(
     resource: Connect, script: Script, address: str
 ) -> None:
     async with resource(address) as client:
-        await client.call("check_model", "tiny")
-        await client.call("recommend_llm_config", "tiny")
-        await client.call("recommend_llm_config", "tiny", LlmConfig())
+        await client.call("system.check_model", "tiny")
+        await client.call("system.recommend_llm_config", "tiny")
+        await client.call("system.recommend_llm_config", "tiny", LlmConfig())
     assert script.requests == [
         ("CheckModel", system_pb2.CheckModelRequest(model_id="tiny")),
         ("RecommendLlmConfig", system_pb2.RecommendLlmConfigRequest(model_id="tiny")),
@@ -165,7 +165,9 @@ async def test_a_recommendation_is_made_around_wishes(resource: Connect, script:
         system_pb2.RecommendLlmConfigResponse(config=CONFIG, placement=system_pb2.PLACEMENT_CPU, fits=True)
     ]
     async with resource(address) as client:
-        found = await client.call("recommend_llm_config", "tiny", LlmConfig(gpu_layers=0, cache_type_v=CacheType.Q4_0))
+        found = await client.call(
+            "system.recommend_llm_config", "tiny", LlmConfig(gpu_layers=0, cache_type_v=CacheType.Q4_0)
+        )
     assert (found.config, found.placement, found.fits) == (SAME_CONFIG, Placement.CPU, True)
     wishes = system_pb2.LlmConfig(gpu_layers=0, cache_type_v=system_pb2.CACHE_TYPE_Q4_0)
     request = system_pb2.RecommendLlmConfigRequest(model_id="tiny", wishes=wishes)
@@ -173,7 +175,7 @@ async def test_a_recommendation_is_made_around_wishes(resource: Connect, script:
 
 
 @pytest.mark.parametrize(
-    ("method", "rpc"), [("check_model", "CheckModel"), ("recommend_llm_config", "RecommendLlmConfig")]
+    ("method", "rpc"), [("system.check_model", "CheckModel"), ("system.recommend_llm_config", "RecommendLlmConfig")]
 )
 @pytest.mark.parametrize(
     ("raised", "expected"),
@@ -201,11 +203,11 @@ async def test_what_goes_wrong_has_its_class(
 @pytest.mark.parametrize(
     ("method", "args", "kwargs", "field"),
     [
-        ("check_model", ("\ud800",), {}, "model_id"),
-        ("check_model", ("tiny",), {"width": 2**40}, "width"),
-        ("check_model", ("tiny",), {"llm_config": LlmConfig(context_size=2**40)}, "context_size"),
-        ("recommend_llm_config", ("\ud800",), {}, "model_id"),
-        ("recommend_llm_config", ("tiny", LlmConfig(gpu_layers=-(2**40))), {}, "gpu_layers"),
+        ("system.check_model", ("\ud800",), {}, "model_id"),
+        ("system.check_model", ("tiny",), {"width": 2**40}, "width"),
+        ("system.check_model", ("tiny",), {"llm_config": LlmConfig(context_size=2**40)}, "context_size"),
+        ("system.recommend_llm_config", ("\ud800",), {}, "model_id"),
+        ("system.recommend_llm_config", ("tiny", LlmConfig(gpu_layers=-(2**40))), {}, "gpu_layers"),
     ],
 )
 async def test_what_no_message_can_hold_is_refused_at_once(
@@ -224,7 +226,7 @@ async def test_an_interval_that_is_no_duration_is_refused_at_once(
 ) -> None:
     async with resource(address) as client:
         with pytest.raises(InvalidRequestError) as raised:
-            await anext(client.iterate("watch_memory", seconds))
+            await anext(client.iterate("system.watch_memory", seconds))
     assert raised.value.metadata == {"field": "interval"}
     assert script.requests == []
 

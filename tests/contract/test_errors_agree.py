@@ -6,6 +6,7 @@ from genaid_server.kit.errors import DomainError
 
 OF_THE_CLIENT_ALONE = {
     "ConnectionFailedError": "UNREACHABLE",
+    "NoAddressError": "NO_ADDRESS",
     "DeadlineError": "DEADLINE_EXCEEDED",
     "InternalError": "INTERNAL",
 }

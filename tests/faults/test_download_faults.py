@@ -11,7 +11,7 @@ import pytest
 from conftest import DemoModels
 from fakes.faulty_http import ServedFile
 from fakes.hub_server import HubServer
-from genaid_client import AsyncResourceClient, Download, DownloadItem, DownloadPhase, DownloadSpec, HuggingFaceSource
+from genaid_client import AsyncClient, Download, DownloadItem, DownloadPhase, DownloadSpec, HuggingFaceSource
 from support import RunningGenaid, running_genaid
 
 POINTS = 10
@@ -37,13 +37,13 @@ async def genaid(data_dir: Path, **env: str) -> AsyncIterator[RunningGenaid]:
         await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
-async def last(client: AsyncResourceClient, identity: str) -> Download:
-    return [download async for download in client.watch_download(identity)][-1]
+async def last(client: AsyncClient, identity: str) -> Download:
+    return [download async for download in client.downloads.watch(identity)][-1]
 
 
-async def fetched(client: AsyncResourceClient, identity: str, least: int) -> Download:
+async def fetched(client: AsyncClient, identity: str, least: int) -> Download:
     """Wait until so many bytes are there."""
-    async for download in client.watch_download(identity):
+    async for download in client.downloads.watch(identity):
         if download.bytes_done >= least:
             return download
         assert not download.phase.terminal, download.error
@@ -55,13 +55,13 @@ def kill(running: RunningGenaid) -> None:
     running.process.wait()
 
 
-async def assert_whole(client: AsyncResourceClient, file: ServedFile, download: Download) -> None:
+async def assert_whole(client: AsyncClient, file: ServedFile, download: Download) -> None:
     assert download.phase is DownloadPhase.INSTALLED, download.error
     assert download.model is not None
     content = await asyncio.to_thread(Path(download.model.path).read_bytes)
     assert hashlib.sha256(content).hexdigest() == file.sha256()
     assert download.model.checksum == f"sha256:{file.sha256()}"
-    assert [model.id for model in await client.list_models()] == [download.model.id]
+    assert [model.id for model in await client.models.list()] == [download.model.id]
 
 
 async def test_kill_9_at_ten_points_of_a_download(tmp_path: Path, demo_models: DemoModels, hub: HubServer) -> None:
@@ -70,14 +70,14 @@ async def test_kill_9_at_ten_points_of_a_download(tmp_path: Path, demo_models: D
     for point in range(POINTS):
         offset = file.size * (2 * point + 1) // (2 * POINTS)
         file.fail(stall_at=offset, stalls=1)
-        async with genaid(tmp_path) as running, AsyncResourceClient(running.ready["resource"]) as client:
+        async with genaid(tmp_path) as running, AsyncClient(resource=running.ready["resource"]) as client:
             if not identity:
                 spec = DownloadSpec((DownloadItem(hub.file_url("model.gguf")),))
-                identity = (await client.create_download(spec)).id
+                identity = (await client.downloads.create(spec)).id
             await fetched(client, identity, max(0, offset - NEAR))
             kill(running)
     file.fail()
-    async with genaid(tmp_path) as running, AsyncResourceClient(running.ready["resource"]) as client:
+    async with genaid(tmp_path) as running, AsyncClient(resource=running.ready["resource"]) as client:
         await assert_whole(client, file, await last(client, identity))
     assert not list((tmp_path / "downloads").rglob("*.partial"))
 
@@ -87,13 +87,13 @@ async def test_a_stop_in_the_middle_and_a_start_go_on(tmp_path: Path, demo_model
     file = hub.repos["maker/demo"].file("demo.gguf")
     file.fail(stall_at=file.size // 2, stalls=1)
     hub_env = {"GENAID_DOWNLOADS__HUB_ENDPOINT": hub.url}
-    async with genaid(tmp_path, **hub_env) as running, AsyncResourceClient(running.ready["resource"]) as client:
+    async with genaid(tmp_path, **hub_env) as running, AsyncClient(resource=running.ready["resource"]) as client:
         spec = DownloadSpec((DownloadItem(HuggingFaceSource("maker/demo", "demo.gguf")),))
-        identity = (await client.create_download(spec)).id
+        identity = (await client.downloads.create(spec)).id
         await fetched(client, identity, file.size // 2 - NEAR)
         assert await asyncio.to_thread(running.stop) == 0
     sent = file.bytes_sent
-    async with genaid(tmp_path, **hub_env) as running, AsyncResourceClient(running.ready["resource"]) as client:
+    async with genaid(tmp_path, **hub_env) as running, AsyncClient(resource=running.ready["resource"]) as client:
         download = await last(client, identity)
         await assert_whole(client, file, download)
         assert download.model is not None
@@ -108,14 +108,14 @@ async def test_a_full_disk_is_said_before_anything_is_fetched(
 ) -> None:
     file = hub.add_file("model.gguf", demo_models.diffusion)
     reserve = {"GENAID_DOWNLOADS__RESERVE_BYTES": str(2**60)}
-    async with genaid(tmp_path, **reserve) as running, AsyncResourceClient(running.ready["resource"]) as client:
+    async with genaid(tmp_path, **reserve) as running, AsyncClient(resource=running.ready["resource"]) as client:
         spec = DownloadSpec((DownloadItem(hub.file_url("model.gguf")),))
-        failed = await last(client, (await client.create_download(spec)).id)
+        failed = await last(client, (await client.downloads.create(spec)).id)
         assert failed.error is not None
         assert failed.error.code == "INSUFFICIENT_RESOURCES"
         assert {"required", "available", "suggestion"} <= set(failed.error.facts)
         assert file.bytes_sent < file.size // 10
-        assert await client.list_models() == []
+        assert await client.models.list() == []
 
 
 async def test_a_wrong_checksum_leaves_nothing_and_touches_nothing(
@@ -124,13 +124,13 @@ async def test_a_wrong_checksum_leaves_nothing_and_touches_nothing(
     good = hub.add_file("model.gguf", demo_models.llm)
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(genaid(tmp_path))
-        client = await stack.enter_async_context(AsyncResourceClient(running.ready["resource"]))
+        client = await stack.enter_async_context(AsyncClient(resource=running.ready["resource"]))
         item = DownloadItem(hub.file_url("model.gguf"), checksum=f"SHA256:{good.sha256().upper()}")
-        installed = await last(client, (await client.create_download(DownloadSpec((item,), name="Same"))).id)
+        installed = await last(client, (await client.downloads.create(DownloadSpec((item,), name="Same"))).id)
         await assert_whole(client, good, installed)
         hub.add_file("other.gguf", demo_models.diffusion)
         bad = DownloadItem(hub.file_url("other.gguf"), checksum="sha256:" + "0" * 64)
-        failed = await last(client, (await client.create_download(DownloadSpec((bad,), name="Same"))).id)
+        failed = await last(client, (await client.downloads.create(DownloadSpec((bad,), name="Same"))).id)
         assert failed.error is not None
         assert failed.error.code == "CHECKSUM_ERROR"
         await assert_whole(client, good, installed)

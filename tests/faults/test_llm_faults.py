@@ -17,6 +17,7 @@ import pytest
 
 from conftest import DemoModels
 from genaid_client import (
+    Client,
     ConnectionFailedError,
     EngineEvent,
     HealthState,
@@ -25,7 +26,6 @@ from genaid_client import (
     LlmServing,
     LogLevel,
     PortInUseError,
-    ResourceClient,
     ServerError,
     ServerState,
 )
@@ -101,8 +101,8 @@ async def crash_of(service: LlmService, act: Callable[[], object]) -> Llm:
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT"])
 async def test_a_killed_engine_is_reported_and_comes_back(service: LlmService, name: str) -> None:
-    first = await service.client.start_llm("llm", config=SMALL, serving=LlmServing(port=free_port()))
-    async for entry in service.client.tail_llm_logs(0):  # the library logs from a thread of its own, a moment later
+    first = await service.client.llm.start("llm", config=SMALL, serving=LlmServing(port=free_port()))
+    async for entry in service.client.llm.tail_logs(0):  # the library logs from a thread of its own, a moment later
         if "listening on" in entry.message:
             break
     crashed = await crash_of(service, lambda: send(first, getattr(signal, name)))
@@ -128,7 +128,7 @@ async def test_a_killed_engine_is_reported_and_comes_back(service: LlmService, n
 
 @pytest.mark.parametrize("status", [0, 1])
 async def test_an_engine_that_ends_by_itself_comes_back(fake: LlmService, status: int) -> None:
-    first = await fake.client.start_llm("llm")
+    first = await fake.client.llm.start("llm")
     crashed = await crash_of(fake, lambda: order(first, f"/die/exit/{status}"))
     assert crashed.last_event is EngineEvent.CRASHED
     assert f"exit status {status}" in crashed.last_error
@@ -141,7 +141,7 @@ async def test_after_so_many_restarts_it_stays_down_until_somebody_asks(
 ) -> None:
     settings: dict[str, Any] = {"max_restarts": 2, "first_restart_seconds": 0, "health_interval_seconds": 60}
     async with llm_service(tmp_path / "data", demo_models.llm, program=program.name, **settings) as service:
-        llm = await service.client.start_llm("llm")
+        llm = await service.client.llm.start("llm")
         for generation in (2, 3):
             await order(llm, "/die/exit/1")
             llm = await service.serving(generation=generation)
@@ -149,8 +149,8 @@ async def test_after_so_many_restarts_it_stays_down_until_somebody_asks(
         down = await service.until(lambda llm: llm.state is ServerState.CRASHED)
         assert (down.generation, down.restarts) == (3, 2)
         for _ in range(5):  # a restart would have begun at once, and shows from then on
-            assert await service.client.get_llm() == down
-        again = await service.client.start_llm("llm")
+            assert await service.client.llm.get() == down
+        again = await service.client.llm.start("llm")
         assert (again.generation, again.last_error) == (4, "")
         await order(again, "/die/exit/1")  # its budget is a new one
         assert (await service.serving(generation=5)).restarts == 4
@@ -159,7 +159,7 @@ async def test_after_so_many_restarts_it_stays_down_until_somebody_asks(
 async def test_the_time_between_restarts_grows(tmp_path: Path, demo_models: DemoModels, program: FakeProgram) -> None:
     settings: dict[str, Any] = {"max_restarts": 3, "first_restart_seconds": 0.1, "health_interval_seconds": 60}
     async with llm_service(tmp_path / "data", demo_models.llm, program=program.name, **settings) as service:
-        llm = await service.client.start_llm("llm")
+        llm = await service.client.llm.start("llm")
         program.plan(die="exit:1", say="E out of order\n")
         await order(llm, "/die/exit/1")
         await service.until(lambda llm: llm.state is ServerState.CRASHED and llm.restarts == 3)
@@ -174,23 +174,23 @@ async def test_the_time_between_restarts_grows(tmp_path: Path, demo_models: Demo
 
 async def test_without_restarts_it_stays_down(tmp_path: Path, demo_models: DemoModels) -> None:
     async with llm_service(tmp_path, demo_models.llm, restart=False, first_restart_seconds=0) as service:
-        llm = await service.client.start_llm("llm")
+        llm = await service.client.llm.start("llm")
         crashed = await crash_of(service, lambda: send(llm, signal.SIGKILL))
         for _ in range(5):
-            assert await service.client.get_llm() == crashed
-        again = await service.client.start_llm("llm")
+            assert await service.client.llm.get() == crashed
+        again = await service.client.llm.start("llm")
         assert (again.generation, again.restarts) == (2, 1)
 
 
 async def test_stopping_ends_the_wait_for_a_restart(tmp_path: Path, demo_models: DemoModels) -> None:
     async with llm_service(tmp_path, demo_models.llm, first_restart_seconds=3600) as service:
-        llm = await service.client.start_llm("llm")
+        llm = await service.client.llm.start("llm")
         await crash_of(service, lambda: send(llm, signal.SIGKILL))
-        stopped = await service.client.stop_llm()
+        stopped = await service.client.llm.stop()
         assert (stopped.state, stopped.last_event) == (ServerState.STOPPED, EngineEvent.STOPPED)
-        assert (await service.client.restart_llm()).generation == 2
+        assert (await service.client.llm.restart()).generation == 2
         await crash_of(service, lambda: psutil.Process(engines()[0]).kill())
-        assert (await service.client.start_llm("llm")).generation == 3
+        assert (await service.client.llm.start("llm")).generation == 3
 
 
 # --- it dies while it loads
@@ -211,23 +211,23 @@ async def test_an_engine_that_dies_while_it_loads_fails_the_start_at_once_with_t
     program.plan(die=death, say="0.00.001.000 I loading\n0.00.002.000 E the tensors are upside down\n")
     async with llm_service(tmp_path / "data", demo_models.llm, program=program.name, restart=False) as service:
         with pytest.raises(ServerError) as caught:
-            await service.client.start_llm("llm")
+            await service.client.llm.start("llm")
         first, second, *_ = caught.value.message.splitlines()
         assert first == f"The model llm could not be loaded: {words}. Last lines of its log:"
         assert second.endswith("E the tensors are upside down")
-        crashed = await service.client.get_llm()
+        crashed = await service.client.llm.get()
         assert (crashed.state, crashed.last_error, crashed.generation) == (
             ServerState.CRASHED,
             caught.value.message,
             1,
         )
         program.plan()
-        assert (await service.client.start_llm("llm")).last_error == ""
+        assert (await service.client.llm.start("llm")).last_error == ""
     assert children() == []
 
 
 async def test_the_real_engine_killed_while_it_loads(service: LlmService) -> None:
-    starting = asyncio.create_task(service.client.start_llm("llm"))
+    starting = asyncio.create_task(service.client.llm.start("llm"))
     send(await service.loading(), signal.SIGKILL)
     with pytest.raises(ServerError, match="could not be loaded: signal SIGKILL"):
         await starting
@@ -238,7 +238,7 @@ async def test_a_port_that_is_taken_after_the_check(tmp_path: Path, demo_models:
     command = [sys.executable, "-c", SQUATTER, str(port)]
     async with llm_service(tmp_path, demo_models.llm, engine_command=command, restart=False) as service:
         with pytest.raises(PortInUseError) as caught:
-            await service.client.start_llm("llm", serving=LlmServing(port=port))
+            await service.client.llm.start("llm", serving=LlmServing(port=port))
         assert caught.value.metadata["port"] == str(port)
     assert children() == []
 
@@ -295,7 +295,7 @@ async def test_a_program_whose_port_is_taken_after_the_check(
     taker.chmod(0o755)
     async with llm_service(tmp_path / "data", demo_models.llm, program=str(taker), restart=False) as service:
         with pytest.raises(PortInUseError):
-            await service.client.start_llm("llm", serving=LlmServing(port=port))
+            await service.client.llm.start("llm", serving=LlmServing(port=port))
 
 
 # --- it hangs
@@ -305,7 +305,7 @@ async def test_a_program_whose_port_is_taken_after_the_check(
 async def test_a_hung_engine_is_killed_and_comes_back(tmp_path: Path, demo_models: DemoModels) -> None:
     settings: dict[str, Any] = {"health_interval_seconds": 0.2, "health_failures": 1, "first_restart_seconds": 0.1}
     async with llm_service(tmp_path, demo_models.llm, **settings) as service:
-        llm = await service.client.start_llm("llm", config=SMALL)
+        llm = await service.client.llm.start("llm", config=SMALL)
         crashed = await crash_of(service, lambda: send(llm, signal.SIGSTOP))
         assert "it hung: no answer to its health check" in crashed.last_error
         assert not alive(llm.pid)
@@ -319,11 +319,11 @@ async def test_a_busy_engine_is_not_killed_and_an_idle_one_is(
 ) -> None:
     settings: dict[str, Any] = {"health_interval_seconds": 0.3, "health_failures": 2, "first_restart_seconds": 0.1}
     async with llm_service(tmp_path / "data", demo_models.llm, program=program.name, **settings) as service:
-        llm = await service.client.start_llm("llm")
+        llm = await service.client.llm.start("llm")
         await ask(llm, "POST", "/spin/3")
         await ask(llm, "POST", "/health/503")
         await service.logged("no answer to the health check, 5 times in a row")
-        busy = await service.client.get_llm()
+        busy = await service.client.llm.get()
         assert (busy.state, busy.health, busy.generation) == (ServerState.RUNNING, HealthState.ERROR, 1)
         crashed = await service.until(lambda llm: llm.state is ServerState.CRASHED)
         assert "it hung" in crashed.last_error
@@ -333,10 +333,10 @@ async def test_a_busy_engine_is_not_killed_and_an_idle_one_is(
 async def test_a_real_engine_with_more_work_than_slots_is_not_killed(tmp_path: Path, demo_models: DemoModels) -> None:
     settings: dict[str, Any] = {"health_interval_seconds": 0.05, "health_failures": 1}
     async with llm_service(tmp_path, demo_models.llm, **settings) as service:
-        llm = await service.client.start_llm("llm", config=SMALL)
+        llm = await service.client.llm.start("llm", config=SMALL)
         answers = await asyncio.gather(*(chat(llm, tokens=150) for _ in range(10)))
         assert [status for status, _ in answers] == [200] * 10
-        assert (await service.client.get_llm()).generation == 1
+        assert (await service.client.llm.get()).generation == 1
 
 
 async def test_an_engine_that_ignores_sigterm_is_stopped_by_force(
@@ -345,20 +345,20 @@ async def test_an_engine_that_ignores_sigterm_is_stopped_by_force(
     monkeypatch.setattr(process, "STOP_GRACE", 0.3)
     program.plan(ignore_term=True)
     async with llm_service(tmp_path / "data", demo_models.llm, program=program.name) as service:
-        llm = await service.client.start_llm("llm")
-        assert (await service.client.stop_llm()).state is ServerState.STOPPED
+        llm = await service.client.llm.start("llm")
+        assert (await service.client.llm.stop()).state is ServerState.STOPPED
         assert not alive(llm.pid)
-        again = await service.client.start_llm("llm")
-        assert (await service.client.restart_llm()).generation == 3
+        again = await service.client.llm.start("llm")
+        assert (await service.client.llm.restart()).generation == 3
         assert not alive(again.pid)
     assert children() == []
 
 
 async def test_a_stopped_process_can_still_be_stopped(service: LlmService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "STOP_GRACE", 0.3)
-    llm = await service.client.start_llm("llm")
+    llm = await service.client.llm.start("llm")
     send(llm, signal.SIGSTOP)
-    assert (await service.client.stop_llm()).state is ServerState.STOPPED
+    assert (await service.client.llm.stop()).state is ServerState.STOPPED
     assert not alive(llm.pid)
 
 
@@ -366,26 +366,26 @@ async def test_a_stopped_process_can_still_be_stopped(service: LlmService, monke
 
 
 async def test_a_file_that_is_deleted_under_it(service: LlmService) -> None:
-    llm = await service.client.start_llm("llm", config=SMALL)
-    (model,) = await service.client.list_models()
+    llm = await service.client.llm.start("llm", config=SMALL)
+    (model,) = await service.client.models.list()
     Path(model.path).unlink()
     assert (await chat(llm))[0] == 200
-    assert (await service.client.get_llm()).healthy
+    assert (await service.client.llm.get()).healthy
     with pytest.raises(ServerError, match="No such file or directory"):
-        await service.client.restart_llm()
-    await service.client.stop_llm()
+        await service.client.llm.restart()
+    await service.client.llm.stop()
 
 
 async def test_a_file_that_is_cut_off_under_it(service: LlmService) -> None:
-    llm = await service.client.start_llm("llm", config=SMALL)
-    (model,) = await service.client.list_models()
+    llm = await service.client.llm.start("llm", config=SMALL)
+    (model,) = await service.client.models.list()
     os.truncate(model.path, model.size_bytes // 2)
     with suppress(aiohttp.ClientError):
         await chat(llm)  # the mapped half is gone with the file, and so may be the engine
     with pytest.raises(ServerError, match="corrupted or incomplete"):
-        await service.client.restart_llm()
-    assert "corrupted or incomplete" in (await service.client.get_llm()).last_error
-    await service.client.stop_llm()
+        await service.client.llm.restart()
+    assert "corrupted or incomplete" in (await service.client.llm.get()).last_error
+    await service.client.llm.stop()
 
 
 # --- what it says
@@ -409,7 +409,7 @@ async def test_whatever_it_prints_is_bounded_and_harmless(
     fake: LlmService, program: FakeProgram, plan: dict[str, object], expected: str
 ) -> None:
     program.plan(**plan)
-    llm = await fake.client.start_llm("llm")
+    llm = await fake.client.llm.start("llm")
     await order(llm, "/die/exit/3")
     await fake.serving(generation=2)
     entries = await fake.log()
@@ -419,14 +419,14 @@ async def test_whatever_it_prints_is_bounded_and_harmless(
     for message in messages:
         assert len(message) <= MAX_LINE
         assert message.isprintable()
-    assert (await fake.client.get_llm()).healthy
+    assert (await fake.client.llm.get()).healthy
 
 
 async def test_a_flood_while_it_serves_costs_only_the_oldest_lines(fake: LlmService) -> None:
-    llm = await fake.client.start_llm("llm")
-    tail = fake.client.tail_llm_logs()
+    llm = await fake.client.llm.start("llm")
+    tail = fake.client.llm.tail_logs()
     following = asyncio.create_task(anext(tail))
-    await asyncio.gather(ask(llm, "POST", "/say/30000"), *(fake.client.get_llm() for _ in range(20)))
+    await asyncio.gather(ask(llm, "POST", "/say/30000"), *(fake.client.llm.get() for _ in range(20)))
     await fake.logged("line 29999 of 30000")
     assert (await following).sequence > 0
     await tail.aclose()
@@ -439,7 +439,7 @@ async def test_an_engine_that_does_not_speak_the_protocol(tmp_path: Path, demo_m
     command = [sys.executable, "-c", "print('HTTP/1.1 400 Bad Request', flush=True); input()"]
     async with llm_service(tmp_path, demo_models.llm, engine_command=command, restart=False) as service:
         with pytest.raises(ServerError, match="could not be loaded: it doesn't speak the engine protocol"):
-            await service.client.start_llm("llm")
+            await service.client.llm.start("llm")
     assert children() == []
 
 
@@ -453,7 +453,7 @@ async def test_a_service_that_ends_in_the_middle_of_a_load_leaves_nothing(
     program = fake_program(tmp_path, never_ready=True, ignore_term=True)
     settings: dict[str, Any] = {"program": program.name} if kind == "own" else {}
     async with llm_service(tmp_path / "data", demo_models.llm, **settings) as service:
-        starting = asyncio.create_task(service.client.start_llm("llm"))
+        starting = asyncio.create_task(service.client.llm.start("llm"))
         loading = await service.loading()
     assert not alive(loading.pid)
     assert children() == []
@@ -470,13 +470,13 @@ def test_kill_9_of_the_service_leaves_no_engine(tmp_path: Path, demo_models: Dem
     with (
         ThreadPoolExecutor(1) as pool,
         running_genaid(tmp_path / "data", env=env | own) as genaid,
-        ResourceClient(genaid.ready["resource"]) as client,
+        Client(resource=genaid.ready["resource"]) as client,
     ):
         (tmp_path / "data" / "inbox" / "llm.gguf").write_bytes(demo_models.llm.read_bytes())
-        client.import_model("llm.gguf", name="llm")
-        starting = pool.submit(client.start_llm, "llm")
+        client.models.import_("llm.gguf", name="llm")
+        starting = pool.submit(client.llm.start, "llm")
         wanted = ServerState.RUNNING if moment == "serving" else ServerState.STARTING
-        llm = next(llm for llm in client.watch_llm() if llm.state is wanted and llm.pid is not None)
+        llm = next(llm for llm in client.llm.watch() if llm.state is wanted and llm.pid is not None)
         engine = psutil.Process(llm.pid)
         genaid.process.send_signal(signal.SIGKILL)
         genaid.process.wait()
@@ -484,8 +484,8 @@ def test_kill_9_of_the_service_leaves_no_engine(tmp_path: Path, demo_models: Dem
         assert left == []
         assert moment == "serving" or isinstance(starting.exception(), ConnectionFailedError)
     # What it left behind on the disk does not keep the next one from working.
-    with running_genaid(tmp_path / "data", env=env) as genaid, ResourceClient(genaid.ready["resource"]) as client:
-        llm = client.start_llm("llm")
-        assert [engine.pid for engine in client.get_memory().engines] == [llm.pid]
-        client.stop_llm()
-        client.delete_model("llm")
+    with running_genaid(tmp_path / "data", env=env) as genaid, Client(resource=genaid.ready["resource"]) as client:
+        llm = client.llm.start("llm")
+        assert [engine.pid for engine in client.system.get_memory().engines] == [llm.pid]
+        client.llm.stop()
+        client.models.delete("llm")

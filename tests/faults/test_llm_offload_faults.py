@@ -79,9 +79,9 @@ async def fake(place: Place, program: FakeProgram) -> AsyncIterator[LlmService]:
 
 
 async def test_one_that_can_not_be_loaded_is_tried_again(service: LlmService, place: Place) -> None:
-    before = await service.client.start_llm("talker", config=WISHES)
+    before = await service.client.llm.start("talker", config=WISHES)
     first = await evaluated(before, STORIES[0])
-    path = Path((await service.client.get_model("talker")).path)
+    path = Path((await service.client.models.get("talker")).path)
     async with service.image_engine() as engine:
         await engine.until(LeaseState.GRANTED)
         away = path.rename(path.with_suffix(".away"))
@@ -101,15 +101,15 @@ async def test_one_that_can_not_be_loaded_is_tried_again(service: LlmService, pl
 
 
 async def test_a_start_does_not_wait_for_the_next_attempt(service: LlmService) -> None:
-    before = await service.client.start_llm("talker", config=WISHES)
-    path = Path((await service.client.get_model("talker")).path)
+    before = await service.client.llm.start("talker", config=WISHES)
+    path = Path((await service.client.models.get("talker")).path)
     async with service.image_engine() as engine:
         await engine.until(LeaseState.GRANTED)
         away = path.rename(path.with_suffix(".away"))
     await service.until(lambda llm: llm.last_event is EngineEvent.RELOAD_FAILED)
     async with service.image_engine() as engine:
         await engine.until(LeaseState.GRANTED)
-        start = asyncio.create_task(service.client.start_llm("talker", config=WISHES))
+        start = asyncio.create_task(service.client.llm.start("talker", config=WISHES))
         await engine.until(LeaseState.RECLAIM, reclaim_after=0)
         found = await offloaded(service)
         assert (found.phase, found.failed_attempts, found.next_attempt_time) == (OffloadPhase.RELOADING, 1, None)
@@ -118,12 +118,12 @@ async def test_a_start_does_not_wait_for_the_next_attempt(service: LlmService) -
 
 
 async def test_a_start_that_fails_is_not_the_end(service: LlmService) -> None:
-    before = await service.client.start_llm("talker", config=WISHES)
-    path = Path((await service.client.get_model("talker")).path)
+    before = await service.client.llm.start("talker", config=WISHES)
+    path = Path((await service.client.models.get("talker")).path)
     async with service.image_engine() as engine:
         await engine.until(LeaseState.GRANTED)
         away = path.rename(path.with_suffix(".away"))
-        start = asyncio.create_task(service.client.start_llm("talker", config=WISHES))
+        start = asyncio.create_task(service.client.llm.start("talker", config=WISHES))
         await engine.until(LeaseState.RECLAIM, reclaim_after=0)
     with pytest.raises(ServerError, match="could not be loaded"):
         await start
@@ -133,7 +133,7 @@ async def test_a_start_that_fails_is_not_the_end(service: LlmService) -> None:
 
 
 async def test_one_that_dies_while_its_requests_finish_comes_back(service: LlmService) -> None:
-    before = await service.client.start_llm("talker", config=WISHES)
+    before = await service.client.llm.start("talker", config=WISHES)
     async with draining(service, before) as (engine, _):
         psutil.Process(before.pid).kill()
         await engine.until(LeaseState.GRANTED)
@@ -148,7 +148,7 @@ async def test_one_that_dies_while_its_caches_are_saved_comes_back_without_them(
     fake: LlmService, place: Place, program: FakeProgram
 ) -> None:
     program.plan(scribbles=True)
-    before = await fake.client.start_llm("talker", config=TWO)
+    before = await fake.client.llm.start("talker", config=TWO)
     async with saving(fake, place) as engine:
         program.plan()
         psutil.Process(before.pid).kill()
@@ -164,7 +164,7 @@ async def test_a_service_that_is_killed_while_caches_are_saved_does_without_them
 ) -> None:
     program.plan(scribbles=True)
     async with AsyncExitStack() as longer, place.open(program=program.name) as service:
-        before = await service.client.start_llm("talker", config=TWO)
+        before = await service.client.llm.start("talker", config=TWO)
         await longer.enter_async_context(saving(service, place))
         remains = Remains.of(place)
     assert (place.saved, place.conversations, engines()) == (None, [], [])
@@ -186,7 +186,7 @@ async def saving(service: LlmService, place: Place) -> AsyncIterator[ImageEngine
 
 @posix_only
 async def test_one_that_dies_while_it_is_loaded_comes_back(fake: LlmService, program: FakeProgram) -> None:
-    before = await fake.client.start_llm("talker", config=TWO)
+    before = await fake.client.llm.start("talker", config=TWO)
     program.plan(never_ready=True)
     await fake.make_room()
     loading = await fake.loading()
@@ -198,7 +198,7 @@ async def test_one_that_dies_while_it_is_loaded_comes_back(fake: LlmService, pro
 
 
 async def test_one_that_dies_when_it_is_back_is_restarted_where_it_was(service: LlmService, place: Place) -> None:
-    before = await service.client.start_llm("talker", config=WISHES)
+    before = await service.client.llm.start("talker", config=WISHES)
     await service.make_room()
     psutil.Process((await service.back(generation=2)).pid).kill()
     after = await service.back(generation=3)
@@ -209,7 +209,7 @@ async def test_one_that_dies_when_it_is_back_is_restarted_where_it_was(service: 
 
 
 async def test_the_first_restart_after_a_crash_is_on_the_same_port(service: LlmService) -> None:
-    before = await service.client.start_llm("talker", config=WISHES)
+    before = await service.client.llm.start("talker", config=WISHES)
     psutil.Process(before.pid).kill()
     after = await service.serving(generation=2)
     assert (after.port, after.serving == before.serving) == (before.port, True)
@@ -220,20 +220,20 @@ async def test_the_first_restart_after_a_crash_is_on_the_same_port(service: LlmS
 
 async def test_a_service_that_ends_leaves_nothing_to_bring_back(place: Place) -> None:
     async with place.open() as service:
-        await chat(await service.client.start_llm("talker", config=WISHES))
+        await chat(await service.client.llm.start("talker", config=WISHES))
         async with service.image_engine() as engine:
             await engine.until(LeaseState.GRANTED)
     assert (place.saved, place.conversations, engines()) == (None, [], [])
     log = (place.data_dir / "logs" / "llm-engine.log").read_text("utf-8")
     assert "could not be brought back" not in log
     async with place.open_again() as service:
-        assert await service.client.get_offloaded_llm() is None
-        assert (await service.client.get_llm()).generation == 0
+        assert await service.client.orchestration.get_offloaded_llm() is None
+        assert (await service.client.llm.get()).generation == 0
 
 
 async def test_a_service_that_ends_while_requests_finish_leaves_nothing_either(place: Place) -> None:
     async with AsyncExitStack() as longer, place.open() as service:
-        llm = await service.client.start_llm("talker", config=WISHES)
+        llm = await service.client.llm.start("talker", config=WISHES)
         await longer.enter_async_context(draining(service, llm))
     assert (place.saved, place.conversations, engines()) == (None, [], [])
     assert "stays" not in (place.data_dir / "logs" / "llm-engine.log").read_text("utf-8")
@@ -263,7 +263,7 @@ class Remains:
 async def left_behind(place: Place, step: Step) -> tuple[Llm, int]:
     """Have an LLM read a story, and leave what a service leaves that is killed in a step; it and the story's tokens."""
     async with place.open(reload_delay_seconds=3600) as service:
-        llm = await service.client.start_llm("talker", config=WISHES)
+        llm = await service.client.llm.start("talker", config=WISHES)
         tokens = await evaluated(llm, STORIES[0])
         async with step(service, llm):
             remains = Remains.of(place)
@@ -284,7 +284,7 @@ async def test_what_a_killed_service_had_is_brought_back(place: Place, step: Ste
         assert (after.port, after.config, after.serving, after.model_id, after.reasons) == (
             *(before.port, before.config, before.serving, "talker", before.reasons),
         )
-        assert (await service.client.start_llm("talker", config=WISHES)).pid == after.pid
+        assert (await service.client.llm.start("talker", config=WISHES)).pid == after.pid
         again = await evaluated(after, STORIES[0])
         assert again <= tokens * 0.05 if step is made_room else again == tokens
         assert (place.conversations, engines()) == ([], [after.pid])
@@ -300,26 +300,26 @@ async def test_what_a_killed_service_had_is_started_as_it_was_and_not_as_configu
 async def test_another_model_that_is_configured_meanwhile_wins(place: Place, demo_models: DemoModels) -> None:
     async with place.open() as service:
         await service.install(demo_models.llm, "other")
-        llm = await service.client.start_llm("talker", config=WISHES)
+        llm = await service.client.llm.start("talker", config=WISHES)
         await chat(llm)
         async with made_room(service, llm):
             remains = Remains.of(place)
     remains.put_back()
     async with place.open_again(model="other") as service:
         after = await service.until(lambda llm: llm.state is ServerState.RUNNING and llm.model_id == "other")
-        assert (after.offloaded, await service.client.get_offloaded_llm()) == (False, None)
+        assert (after.offloaded, await service.client.orchestration.get_offloaded_llm()) == (False, None)
         assert (place.saved is not None and place.saved.request.model_id, place.conversations) == ("other", [])
         assert engines() == [after.pid]
 
 
 async def test_a_model_that_is_gone_is_not_brought_back(place: Place) -> None:
     async with place.open() as service:
-        llm = await service.client.start_llm("talker", config=WISHES)
+        llm = await service.client.llm.start("talker", config=WISHES)
         await chat(llm)
         async with made_room(service, llm):
             remains = Remains.of(place)
-            await service.client.stop_llm()
-            await service.client.delete_model("talker")
+            await service.client.llm.stop()
+            await service.client.models.delete("talker")
     remains.put_back()
     await require_nothing_back(place)
     log = (place.data_dir / "logs" / "llm-engine.log").read_text("utf-8")
@@ -336,5 +336,8 @@ async def test_what_can_not_be_read_is_not_brought_back(place: Place) -> None:
 async def require_nothing_back(place: Place) -> None:
     """Nothing comes back, and no conversations stay on the disk."""
     async with place.open_again() as service:
-        assert (await service.client.get_offloaded_llm(), (await service.client.get_llm()).generation) == (None, 0)
+        assert (
+            await service.client.orchestration.get_offloaded_llm(),
+            (await service.client.llm.get()).generation,
+        ) == (None, 0)
         assert (place.saved, place.conversations, engines()) == (None, [], [])

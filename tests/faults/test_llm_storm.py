@@ -54,20 +54,20 @@ async def one_call(service: LlmService, dice: random.Random, tally: Tally) -> No
     try:
         match kind:
             case "start":
-                llm = await service.client.start_llm("llm", config=options, replace=True)
+                llm = await service.client.llm.start("llm", config=options, replace=True)
                 assert llm.model_id == "llm"
             case "leave":
-                call = asyncio.create_task(service.client.start_llm("llm", config=options, replace=True))
+                call = asyncio.create_task(service.client.llm.start("llm", config=options, replace=True))
                 await asyncio.wait([call], timeout=dice.random() * 0.1)
                 call.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await call
             case "stop":
-                await service.client.stop_llm()
+                await service.client.llm.stop()
             case "restart":
-                await service.client.restart_llm()
+                await service.client.llm.restart()
             case "look":
-                await service.client.get_llm()
+                await service.client.llm.get()
     except ServerError as error:  # stopped or replaced by somebody else, or never started
         tally.refused.append(error.message)
     else:
@@ -76,7 +76,7 @@ async def one_call(service: LlmService, dice: random.Random, tally: Tally) -> No
 
 async def assert_true(service: LlmService) -> None:
     """What GetLlm says is what the process table says."""
-    llm = await service.client.get_llm()
+    llm = await service.client.llm.get()
     if llm.state is ServerState.RUNNING:
         assert engines() == [llm.pid]
         assert llm.health is HealthState.OK
@@ -102,15 +102,15 @@ async def weather(service: LlmService, calls: int, seed: int) -> None:
     assert tally.done["start"] > 0 or tally.refused  # a model that loads slowly is always replaced by the next
     await settled(service)
     await assert_true(service)
-    llm = await service.client.start_llm("llm", config=OPTIONS[0], replace=True)
+    llm = await service.client.llm.start("llm", config=OPTIONS[0], replace=True)
     assert (llm.config, llm.state) == (
-        (await service.client.get_llm()).config,
+        (await service.client.llm.get()).config,
         ServerState.RUNNING,
     )
     assert llm.config is not None
     assert llm.config.context_size == OPTIONS[0].context_size
     await assert_true(service)
-    await service.client.stop_llm()
+    await service.client.llm.stop()
     await assert_true(service)
 
 

@@ -67,7 +67,7 @@ class Scene:
 async def reach(services: ThreeServices, step: Step, spec: GenerationSpec | None = None) -> Scene:
     """Ask for an image, a short one where that does, and return in the midst of a step."""
     chat = await chatting(services) if step is Step.DRAINING else None
-    created = await services.images.create_generation(spec or (LONG if step is Step.DIFFUSING else SHORT))
+    created = await services.client.images.create(spec or (LONG if step is Step.DIFFUSING else SHORT))
     scene = Scene(created, chat)
     if step is Step.DRAINING:
         llm = await services.llm(lambda now: now.offloaded and now.state is ServerState.RUNNING)
@@ -92,7 +92,7 @@ async def reach(services: ThreeServices, step: Step, spec: GenerationSpec | None
 
 async def chatting(services: ThreeServices) -> "asyncio.Task[tuple[int, Any]]":
     """A chat that the LLM is at work on."""
-    llm = await services.manager.get_llm()
+    llm = await services.client.llm.get()
     chat = asyncio.create_task(services.chat())
 
     async def at_work() -> bool:
@@ -132,7 +132,7 @@ async def assert_overcome(services: ThreeServices, scene: Scene, victim: Victim,
         before.serving,
         before.port,
     )
-    assert await services.manager.get_offloaded_llm() is None
+    assert await services.client.orchestration.get_offloaded_llm() is None
     await gone(services.seen)
     if victim in SERVICES:
         await services.ready(SERVICES[victim])
@@ -201,19 +201,19 @@ async def test_kill_9_of_the_gateway_at_every_step(tmp_path: Path, demo_models: 
 async def drawing(services: House) -> tuple[Llm, Generation]:
     """An image that is being drawn, for which the LLM was offloaded."""
     llm = await services.start_llm()
-    created = await services.images.create_generation(LONG)
+    created = await services.client.images.create(LONG)
     await services.reached(created.id, diffuses)
-    assert (await services.manager.get_llm()).offloaded
+    assert (await services.client.llm.get()).offloaded
     return llm, created
 
 
 async def assert_stays_stopped(services: House, before: Llm, generation: Generation) -> None:
     """The image is made, and nobody asks for memory for the LLM any more."""
     assert complete(await services.finished(generation.id))
-    llm = await services.manager.get_llm()
+    llm = await services.client.llm.get()
     assert (llm.state, llm.offloaded, llm.generation) == (ServerState.STOPPED, False, before.generation)
-    assert await services.manager.get_offloaded_llm() is None
-    assert LLM not in [lease.tenant_id for lease in (await services.manager.list_leases()).leases]
+    assert await services.client.orchestration.get_offloaded_llm() is None
+    assert LLM not in [lease.tenant_id for lease in (await services.client.orchestration.list_leases()).leases]
     assert complete(await services.draw())
     again = await services.start_llm()
     assert (again.state, again.generation) == (ServerState.RUNNING, before.generation + 1)
@@ -223,9 +223,9 @@ async def test_an_llm_that_is_stopped_during_an_image_stays_stopped(tmp_path: Pa
     memory = await scarce(tmp_path, demo_models)
     async with house(tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory) as services:
         before, generation = await drawing(services)
-        stopped = await services.manager.stop_llm()
+        stopped = await services.client.llm.stop()
         assert (stopped.state, stopped.offloaded) == (ServerState.STOPPED, False)
-        assert not await services.manager.forget_offloaded_llm()
+        assert not await services.client.orchestration.forget_offloaded_llm()
         await assert_stays_stopped(services, before, generation)
 
 
@@ -233,8 +233,8 @@ async def test_an_llm_that_is_forgotten_during_an_image_stays_stopped(tmp_path: 
     memory = await scarce(tmp_path, demo_models)
     async with house(tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory) as services:
         before, generation = await drawing(services)
-        assert await services.manager.forget_offloaded_llm()
-        assert not await services.manager.forget_offloaded_llm()
+        assert await services.client.orchestration.forget_offloaded_llm()
+        assert not await services.client.orchestration.forget_offloaded_llm()
         await assert_stays_stopped(services, before, generation)
 
 
@@ -255,7 +255,7 @@ async def up(tmp_path: Path, models: DemoModels, **llm: object) -> AsyncIterator
 
 async def test_after_kill_9_in_mid_offload_the_llm_comes_back(tmp_path: Path, demo_models: DemoModels) -> None:
     async with up(tmp_path, demo_models) as (running, services):
-        await install(services.manager, running.data_dir, demo_models)
+        await install(services.client, running.data_dir, demo_models)
         before = await services.start_llm()
         await reach(services, Step.DIFFUSING)
         engines = running.descendants()
@@ -274,7 +274,7 @@ async def test_a_shutdown_in_mid_offload_does_not_start_the_llm_again(
     tmp_path: Path, demo_models: DemoModels, step: Step, delay: float
 ) -> None:
     async with up(tmp_path, demo_models, reload_delay_seconds=delay) as (running, services):
-        await install(services.manager, running.data_dir, demo_models)
+        await install(services.client, running.data_dir, demo_models)
         await services.start_llm()
         await reach(services, step)
         assert (running.data_dir / "llm.json").exists()

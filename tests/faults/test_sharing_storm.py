@@ -115,36 +115,36 @@ class Storm:
                 await self._decide(action, config, patience=steps * 0.1)
             case "generate":
                 with contextlib.suppress(ServerBusyError):
-                    self.made.append(await self.services.images.create_generation(replace(IMAGE, steps=steps)))
+                    self.made.append(await self.services.client.images.create(replace(IMAGE, steps=steps)))
             case "cancel" if self.made:
                 with contextlib.suppress(AlreadyTerminalError):
-                    await self.services.images.cancel_generation(self.made[-1].id)
+                    await self.services.client.images.cancel(self.made[-1].id)
             case "kill llm":
-                self._kill((await self.services.manager.get_llm()).pid)
+                self._kill((await self.services.client.llm.get()).pid)
             case "kill image":
-                self._kill((await self.services.images.get_engine()).pid)
+                self._kill((await self.services.client.engine.get()).pid)
 
     async def _decide(self, action: str, config: LlmConfig, patience: float = PATIENCE) -> None:
         """A call after which it is known whether the LLM is to run, unless there is another meanwhile, or the caller
         leaves after so many seconds of `patience`."""
         self.deciding += 1
         alone, self.wanted, before = self.deciding == 1, None, self.wanted
-        manager = self.services.manager
+        manager = self.services.client
         try:
             match action:
                 case "start":
-                    await manager.start_llm(LLM, config=config, replace=True)
+                    await manager.llm.start(LLM, config=config, replace=True)
                     after: bool | None = True
                 case "desert":
                     after = None
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(patience):
-                            await manager.start_llm(LLM, config=config, replace=True)
+                            await manager.llm.start(LLM, config=config, replace=True)
                 case "stop":
-                    await manager.stop_llm()
+                    await manager.llm.stop()
                     after = False
                 case _:
-                    after = False if await manager.forget_offloaded_llm() else before
+                    after = False if await manager.orchestration.forget_offloaded_llm() else before
         except ServerError:  # stopped by another call, or killed while it was loading
             after = None
             self.tally["start failed"] += 1
@@ -164,7 +164,7 @@ async def within_budget(services: House) -> AsyncIterator[None]:
 
     async def look() -> None:
         while True:
-            leases = await services.manager.list_leases()
+            leases = await services.client.orchestration.list_leases()
             granted = [lease for lease in leases.leases if lease.state is not LeaseState.WAITING]
             assert sum(lease.ram_bytes for lease in granted) == leases.granted_ram_bytes <= leases.total_ram_bytes
             assert sum(lease.vram_bytes for lease in granted) == leases.granted_vram_bytes <= leases.total_vram_bytes

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from conftest import DemoModels
-from genaid_client import ModelType, ResourceClient
+from genaid_client import Client, ModelType
 from support import RunningGenaid, running_genaid, wait_until
 
 TINY = {"prompt": "a tiny cat", "width": 64, "height": 64, "steps": 2, "seed": 1}
@@ -75,8 +75,8 @@ def install(genaid: RunningGenaid, models: DemoModels) -> None:
     inbox = genaid.data_dir / "inbox"
     inbox.mkdir(exist_ok=True)
     (inbox / "diffusion.gguf").hardlink_to(models.diffusion)
-    with ResourceClient(genaid.ready["resource"]) as client:
-        client.import_model("diffusion.gguf", type=ModelType.DIFFUSION)
+    with Client(resource=genaid.ready["resource"]) as client:
+        client.models.import_("diffusion.gguf", type=ModelType.DIFFUSION)
 
 
 @pytest.fixture

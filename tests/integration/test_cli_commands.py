@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DemoModels
-from genaid_client import GenerationSpec, GenerationState, ImageClient
+from genaid_client import Client, GenerationSpec, GenerationState
 from support import GENAID, RunningGenaid, clean_environment, genaid, kill_tree, running_genaid
 
 TINY = ("--size", "64x64", "--steps", "2")
@@ -38,8 +38,8 @@ def here(running: RunningGenaid) -> tuple[str, str]:
 
 
 @pytest.fixture
-def images(running: RunningGenaid) -> Iterator[ImageClient]:
-    with ImageClient(running.ready["image"]) as client:
+def client(running: RunningGenaid) -> Iterator[Client]:
+    with Client(image=running.ready["image"]) as client:
         yield client
 
 
@@ -240,7 +240,7 @@ def _await_output(process: "subprocess.Popen[bytes]", text: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to one process")
-def test_ctrl_c_cancels_on_the_server(here: tuple[str, str], images: ImageClient, tmp_path: Path) -> None:
+def test_ctrl_c_cancels_on_the_server(here: tuple[str, str], client: Client, tmp_path: Path) -> None:
     with _drawing(here, tmp_path) as process:
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=30)
@@ -248,39 +248,35 @@ def test_ctrl_c_cancels_on_the_server(here: tuple[str, str], images: ImageClient
     assert stdout == b""
     assert b"Cancelled" in stderr
     assert b"Traceback" not in stderr
-    assert not images.get_engine().busy
-    assert images.list_generations(GenerationState.IN_PROGRESS) == []
+    assert not client.engine.get().busy
+    assert client.images.list(GenerationState.IN_PROGRESS) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_command_cancels_on_the_server_as_well(
-    here: tuple[str, str], images: ImageClient, tmp_path: Path
-) -> None:
+def test_a_killed_command_cancels_on_the_server_as_well(here: tuple[str, str], client: Client, tmp_path: Path) -> None:
     with _drawing(here, tmp_path):
         pass
-    next(engine for engine in images.watch_engine() if not engine.busy)
-    assert images.list_generations(GenerationState.IN_PROGRESS) == []
+    next(engine for engine in client.engine.watch() if not engine.busy)
+    assert client.images.list(GenerationState.IN_PROGRESS) == []
 
 
-def test_what_somebody_else_cancels_ends_the_command(
-    here: tuple[str, str], images: ImageClient, tmp_path: Path
-) -> None:
+def test_what_somebody_else_cancels_ends_the_command(here: tuple[str, str], client: Client, tmp_path: Path) -> None:
     with _drawing(here, tmp_path) as process:
-        (running,) = images.list_generations(GenerationState.IN_PROGRESS)
-        images.cancel_generation(running.id)
+        (running,) = client.images.list(GenerationState.IN_PROGRESS)
+        client.images.cancel(running.id)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
     assert b"Error: The generation was cancelled. [BACKEND_ERROR]" in stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_status_tells_what_runs(running: RunningGenaid, here: tuple[str, str], images: ImageClient) -> None:
-    generation = images.create_generation(GenerationSpec("a long cat", width=64, height=64, steps=200))
+def test_status_tells_what_runs(running: RunningGenaid, here: tuple[str, str], client: Client) -> None:
+    generation = client.images.create(GenerationSpec("a long cat", width=64, height=64, steps=200))
     try:
         plain = genaid("status", *here)
         detailed = json.loads(genaid("status", "--json", *here).stdout)
     finally:
-        images.delete_generation(generation.id)
+        client.images.delete(generation.id)
     assert plain.returncode == 0
     assert all(str(place) in plain.stdout for place in running.ready.values())
     assert generation.id in plain.stdout

@@ -18,7 +18,7 @@ import numpy
 import pytest
 from gguf import GGUFWriter
 
-from genaid_client import DownloadPhase, ResourceClient
+from genaid_client import Client, DownloadPhase
 from support import GENAID, RunningGenaid, clean_environment, genaid, kill_tree, running_genaid
 
 HUB_PROGRAM = Path(__file__).parents[1] / "fakes" / "hub_server.py"
@@ -121,14 +121,14 @@ def here(running: RunningGenaid) -> tuple[str, str]:
 
 
 @pytest.fixture
-def client(running: RunningGenaid) -> Iterator[ResourceClient]:
-    with ResourceClient(running.ready["resource"]) as client:
+def client(running: RunningGenaid) -> Iterator[Client]:
+    with Client(resource=running.ready["resource"]) as client:
         yield client
 
 
-def wait_for_bytes(client: ResourceClient, download_id: str) -> None:
+def wait_for_bytes(client: Client, download_id: str) -> None:
     """Return when bytes of a download have come, and it is not over."""
-    seen = next(state for state in client.watch_download(download_id) if state.bytes_done or state.phase.terminal)
+    seen = next(state for state in client.downloads.watch(download_id) if state.bytes_done or state.phase.terminal)
     assert not seen.phase.terminal
 
 
@@ -181,7 +181,7 @@ def test_a_terminal_sees_it_come(here: tuple[str, str]) -> None:
         assert part in pulled.stderr
 
 
-def test_a_detached_download_is_watched_to_its_end(here: tuple[str, str], hub: Hub, client: ResourceClient) -> None:
+def test_a_detached_download_is_watched_to_its_end(here: tuple[str, str], hub: Hub, client: Client) -> None:
     with hub.stalled("detached.gguf"):
         pulled = genaid("pull", f"hf:{REPO}/detached.gguf", "--id", "detached", "--detach", *here)
         assert pulled.returncode == 0, pulled.stderr
@@ -213,7 +213,7 @@ def _await_output(process: "subprocess.Popen[bytes]", text: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to one process")
-def test_ctrl_c_leaves_it_running(here: tuple[str, str], hub: Hub, client: ResourceClient) -> None:
+def test_ctrl_c_leaves_it_running(here: tuple[str, str], hub: Hub, client: Client) -> None:
     argv = [*GENAID, "pull", f"hf:{REPO}/interrupted.gguf", "--id", "interrupted", *here]
     with hub.stalled("interrupted.gguf"):
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment()) as process:
@@ -228,13 +228,13 @@ def test_ctrl_c_leaves_it_running(here: tuple[str, str], hub: Hub, client: Resou
         download_id = seen.split()[1]
         for command in ("watch", "cancel"):
             assert f"genaid downloads {command} {download_id}".encode() in stderr
-        assert not client.get_download(download_id).phase.terminal
+        assert not client.downloads.get(download_id).phase.terminal
     watched = genaid("downloads", "watch", download_id, *here)
     assert (watched.returncode, watched.stdout) == (0, "interrupted\n")
 
 
 def test_a_cancelled_download_leaves_nothing(
-    running: RunningGenaid, here: tuple[str, str], hub: Hub, client: ResourceClient
+    running: RunningGenaid, here: tuple[str, str], hub: Hub, client: Client
 ) -> None:
     with hub.stalled("cancelled.gguf"):
         pulled = genaid("pull", f"hf:{REPO}/cancelled.gguf", "--id", "cancelled", "--detach", *here)
@@ -243,7 +243,7 @@ def test_a_cancelled_download_leaves_nothing(
         for _ in range(2):
             cancelled = genaid("downloads", "cancel", download_id, *here)
             assert cancelled.returncode == 0, cancelled.stderr
-    assert client.get_download(download_id).phase is DownloadPhase.CANCELLED
+    assert client.downloads.get(download_id).phase is DownloadPhase.CANCELLED
     assert "cancelled" in genaid("downloads", "--all", *here).stdout
     watched = genaid("downloads", "watch", download_id, *here)
     assert watched.returncode == 1

@@ -59,8 +59,8 @@ async def example(tmp_path: Path, models: DemoModels) -> AsyncIterator[tuple[Hou
 
 async def download(services: House, item: DownloadItem, name: str, kind: ModelType) -> Model:
     """Download a model, with progress."""
-    created = await services.manager.create_download(DownloadSpec((item,), name=name, type=kind))
-    seen = [now async for now in services.manager.watch_download(created.id)]
+    created = await services.client.downloads.create(DownloadSpec((item,), name=name, type=kind))
+    seen = [now async for now in services.client.downloads.watch(created.id)]
     assert seen[-1].phase is DownloadPhase.INSTALLED, seen[-1].error
     done = [now.bytes_done for now in seen]
     assert done == sorted(done)
@@ -72,12 +72,12 @@ async def download(services: House, item: DownloadItem, name: str, kind: ModelTy
 
 async def only_model(services: House, hub: HubServer, kind: ModelType) -> Model:
     """The model of a type, downloaded where there is none."""
-    if not await services.manager.list_models(kind):
+    if not await services.client.models.list(kind):
         if kind is ModelType.LLM:
             await download(services, DownloadItem(HuggingFaceSource(REPO, FILE)), "Demo Language", kind)
         else:
             await download(services, DownloadItem(hub.file_url(URL_FILE)), "Demo Pictures", kind)
-    (model,) = await services.manager.list_models(kind)
+    (model,) = await services.client.models.list(kind)
     return model
 
 
@@ -89,10 +89,10 @@ def check_png(png: bytes) -> None:
 
 async def test_the_complete_example(tmp_path: Path, demo_models: DemoModels) -> None:
     async with example(tmp_path, demo_models) as (services, hub):
-        manager, images = services.manager, services.images
+        client = services.client
 
         # 1. Detect system capabilities.
-        capabilities = await manager.get_capabilities()
+        capabilities = await client.system.get_capabilities()
         assert capabilities.cpu.logical_cores >= 1
         assert capabilities.memory.total_bytes > 0
         assert capabilities.gpu_available == bool(capabilities.gpus)
@@ -104,13 +104,13 @@ async def test_the_complete_example(tmp_path: Path, demo_models: DemoModels) -> 
         assert (llm_model.id, diffusion_model.id) == ("demo-language", "demo-pictures")
 
         # 3. Start the LLM as is best here.
-        best = await manager.recommend_llm_config(llm_model.id)
+        best = await client.system.recommend_llm_config(llm_model.id)
         assert best.fits
-        llm = await manager.start_llm(llm_model.id, config=best.config)
+        llm = await client.llm.start(llm_model.id, config=best.config)
         assert (llm.state, llm.config, llm.healthy) == (ServerState.RUNNING, best.config, True)
 
         # 4. Start the image engine. There is no room for both: the LLM keeps its place until an image is wanted.
-        engine = await images.start_engine(diffusion_model.id)
+        engine = await client.engine.start(diffusion_model.id)
         assert (engine.model_id, engine.accepting) == (diffusion_model.id, True)
         await services.untouched(llm)
 
@@ -123,19 +123,19 @@ async def test_the_complete_example(tmp_path: Path, demo_models: DemoModels) -> 
         assert description
 
         # 6. Generate an image of what it said.
-        plan = await manager.plan_image_generation(ImageNeed(diffusion_model.id, EDGE, EDGE))
+        plan = await client.orchestration.plan_image_generation(ImageNeed(diffusion_model.id, EDGE, EDGE))
         assert plan.would_need_offload
         assert [departure.model_id for departure in plan.departures] == [llm_model.id]
         spec = GenerationSpec(
             description, negative_prompt="blurry, low quality, distorted", width=EDGE, height=EDGE, steps=3
         )
-        created = await images.create_generation(spec)
-        seen = [now async for now in images.watch_generation(created.id)]
+        created = await client.images.create(spec)
+        seen = [now async for now in client.images.watch(created.id)]
         assert seen[-1].state is GenerationState.COMPLETE, seen[-1].error
         assert seen[-1].duration_seconds is not None
         check_progress([now.progress for now in seen if now.progress is not None])
         file = tmp_path / "generated-landscape.png"
-        file.write_bytes(await images.get_image(created.id))
+        file.write_bytes(await client.images.get_image(created.id))
         check_png(file.read_bytes())
 
         # The LLM is running again.
@@ -143,9 +143,9 @@ async def test_the_complete_example(tmp_path: Path, demo_models: DemoModels) -> 
         assert (await ask(llm, "POST", "/v1/chat/completions", body))[0] == 200
 
         # 7. Stop both.
-        assert (await manager.stop_llm()).state is ServerState.STOPPED
-        assert (await images.stop_engine()).state is ServerState.STOPPED
-        assert (await manager.list_leases()).leases == ()
+        assert (await client.llm.stop()).state is ServerState.STOPPED
+        assert (await client.engine.stop()).state is ServerState.STOPPED
+        assert (await client.orchestration.list_leases()).leases == ()
 
 
 def check_progress(progress: list[Progress]) -> None:
@@ -164,10 +164,10 @@ async def test_the_images_of_the_example_over_rest(tmp_path: Path, demo_models: 
     async with example(tmp_path, demo_models) as (services, hub):
         llm_model = await only_model(services, hub, ModelType.LLM)
         diffusion_model = await only_model(services, hub, ModelType.DIFFUSION)
-        best = await services.manager.recommend_llm_config(llm_model.id)
+        best = await services.client.system.recommend_llm_config(llm_model.id)
         llm = await services.start_llm(llm_model.id, best.config)
         need = ImageNeed(diffusion_model.id, EDGE, EDGE)
-        assert (await services.manager.plan_image_generation(need)).would_need_offload
+        assert (await services.client.orchestration.plan_image_generation(need)).would_need_offload
         path = "/v1/images/generations"
         asked = {"prompt": "a landscape", "negativePrompt": "blurry", "width": EDGE, "height": EDGE, "steps": 3}
 

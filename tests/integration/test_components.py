@@ -36,8 +36,8 @@ async def test_components_are_fetched_shared_drawn_with_and_deleted(
             for name in ("First", "Second"):
                 # A model that is installed already would be returned as it is: the second one has a file less.
                 spec = DownloadSpec(items if name == "First" else items[:2], name=name)
-                download = await worker.models.create_download(spec)
-                last = [state async for state in worker.models.watch_download(download.id)][-1]
+                download = await worker.client.downloads.create(spec)
+                last = [state async for state in worker.client.downloads.watch(download.id)][-1]
                 assert last.phase is DownloadPhase.INSTALLED, last.error
                 assert len(last.files) == len(spec.items)
                 assert last.model is not None
@@ -45,15 +45,15 @@ async def test_components_are_fetched_shared_drawn_with_and_deleted(
             first, second = models
             assert [file.component for file in first.files] == list(ROLES.values())
             assert {file.path for file in second.files} < {file.path for file in first.files}
-            created = await worker.images.start_engine(first.id)
+            created = await worker.client.engine.start(first.id)
             assert created.model_id == first.id
-            done = await worker.images.create_generation(TINY)
-            states = [state async for state in worker.images.watch_generation(done.id)]
+            done = await worker.client.images.create(TINY)
+            states = [state async for state in worker.client.images.watch(done.id)]
             assert states[-1].state is GenerationState.COMPLETE, states[-1].error
             with pytest.raises(ServerBusyError):
-                await worker.models.delete_model(first.id)
-            await worker.images.stop_engine()
-            await worker.models.delete_model(first.id)
+                await worker.client.models.delete(first.id)
+            await worker.client.engine.stop()
+            await worker.client.models.delete(first.id)
             assert all(Path(file.path).exists() for file in second.files)
-            await worker.models.delete_model(second.id)
+            await worker.client.models.delete(second.id)
             assert not any(Path(file.path).exists() for file in (*first.files, *second.files))

@@ -101,7 +101,7 @@ async def test_a_download_is_followed_to_its_model(resource: Resource, hub: HubS
     assert last.model.source.url == hub.file_url("a.gguf")
     assert last.create_time.ToNanoseconds() <= last.update_time.ToNanoseconds()
     assert await get(resource, created.id) == last
-    await resource.client.delete_model("mine")
+    await resource.client.models.delete("mine")
     assert not (await get(resource, created.id)).HasField("model")
 
 
@@ -140,7 +140,7 @@ async def test_a_failure_says_why(resource: Resource, hub: HubServer) -> None:
     refused = (await watched(resource, (await create(resource, url_spec(hub, "page.gguf"))).id))[-1]
     assert (refused.phase, refused.error.code) == (pb.DOWNLOAD_PHASE_FAILED, "INVALID_REQUEST")
     assert page.seen
-    assert await resource.client.list_models() == []
+    assert await resource.client.models.list() == []
     assert await refusal(resource.downloads.CancelDownload(pb.CancelDownloadRequest(download_id=failed.id))) == (
         "ALREADY_TERMINAL",
         "",
@@ -174,7 +174,7 @@ async def test_a_repeat_and_a_twin_are_the_same_download(resource: Resource, hub
     again = await create(resource, known)
     assert again.phase == pb.DOWNLOAD_PHASE_INSTALLED
     assert again.model.id == "tiny-llama"
-    assert [each.id for each in await resource.client.list_models()] == ["tiny-llama"]
+    assert [each.id for each in await resource.client.models.list()] == ["tiny-llama"]
 
 
 async def test_downloads_are_listed_by_pages_the_newest_first(resource: Resource, hub: HubServer) -> None:
@@ -273,4 +273,4 @@ async def test_watches_end_with_the_service_and_the_download_goes_on_with_the_ne
         assert last.phase == pb.DOWNLOAD_PHASE_INSTALLED
         assert Path(last.model.path).read_bytes() == LARGE
         with pytest.raises(errors.ModelNotFoundError):
-            await resource.client.get_model("nothing")
+            await resource.client.models.get("nothing")

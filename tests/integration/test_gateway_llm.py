@@ -106,7 +106,7 @@ async def real(tmp_path: Path, demo_models: DemoModels) -> AsyncIterator[Real]:
 
 
 async def test_what_the_engine_answers_comes_back_as_it_is(real: Real) -> None:
-    llm = await real.service.client.start_llm("llm", config=SMALL)
+    llm = await real.service.client.llm.start("llm", config=SMALL)
     async with aiohttp.ClientSession(str(llm.base_url), connector=aiohttp.TCPConnector(force_close=True)) as direct:
         for path, body in (
             ("chat/completions", {**HELLO, **SAME}),
@@ -140,7 +140,7 @@ async def test_what_the_engine_answers_comes_back_as_it_is(real: Real) -> None:
 
 
 async def test_the_sdk_streams_a_chat(real: Real) -> None:
-    await real.service.client.start_llm("llm", config=SMALL)
+    await real.service.client.llm.start("llm", config=SMALL)
     async with (
         serving(real.service.address) as address,
         openai.AsyncOpenAI(base_url=f"http://{address}/openai/v1", api_key="none", max_retries=0) as sdk,
@@ -154,7 +154,7 @@ async def test_the_sdk_streams_a_chat(real: Real) -> None:
         text = [chunk.choices[0].delta.content or "" async for chunk in parts if chunk.choices]
         assert len(text) > 2
         assert "".join(text) == whole.choices[0].message.content
-        await real.service.client.stop_llm()
+        await real.service.client.llm.stop()
         with pytest.raises(openai.InternalServerError, match="genaid llm start") as caught:
             await sdk.chat.completions.create(model="llm", messages=[message])
         assert (caught.value.status_code, caught.value.code, caught.value.type) == (503, "SERVER_ERROR", "server_error")
@@ -163,7 +163,7 @@ async def test_the_sdk_streams_a_chat(real: Real) -> None:
 async def test_the_engine_stops_computing_for_a_caller_that_leaves(tmp_path: Path) -> None:
     long = write_llm(tmp_path / "long.gguf", context_length=32_768)
     async with llm_service(tmp_path / "data", long) as service, gateway(service.address) as http:
-        llm = await service.client.start_llm("long", config=LlmConfig(threads=1, context_size=32_768))
+        llm = await service.client.llm.start("long", config=LlmConfig(threads=1, context_size=32_768))
         body = {**HELLO, "max_tokens": 30_000, "ignore_eos": True, "stream": True}
         async with asyncio.timeout(PATIENCE):
             async with http.post(CHAT, json=body) as answer:
@@ -174,14 +174,14 @@ async def test_the_engine_stops_computing_for_a_caller_that_leaves(tmp_path: Pat
 
 
 async def test_a_request_waits_while_the_engine_is_loaded(real: Real) -> None:
-    starting = asyncio.create_task(real.service.client.start_llm("llm", config=SMALL))
+    starting = asyncio.create_task(real.service.client.llm.start("llm", config=SMALL))
     await real.service.loading()
     assert (await post(real.http, **SAME))[0] == 200
     await starting
 
 
 async def test_requests_survive_the_death_of_the_engine(real: Real) -> None:
-    llm = await real.service.client.start_llm("llm", config=SMALL)
+    llm = await real.service.client.llm.start("llm", config=SMALL)
     expected = await post(real.http, **SAME)
     psutil.Process(llm.pid).kill()
     answers = await asyncio.gather(*(post(real.http, **SAME) for _ in range(4)))
@@ -191,7 +191,7 @@ async def test_requests_survive_the_death_of_the_engine(real: Real) -> None:
 
 
 async def test_an_answer_that_had_not_begun_is_computed_again(real: Real) -> None:
-    llm = await real.service.client.start_llm("llm", config=LlmConfig(threads=1, context_size=2048))
+    llm = await real.service.client.llm.start("llm", config=LlmConfig(threads=1, context_size=2048))
     body = {**SAME, "max_tokens": 1500}
     request = asyncio.create_task(post(real.http, **body))
     await until(lambda: computing(llm))
@@ -203,8 +203,8 @@ async def test_an_answer_that_had_not_begun_is_computed_again(real: Real) -> Non
 
 
 async def test_requests_survive_a_replacement_of_the_engine(real: Real) -> None:
-    await real.service.client.start_llm("llm", config=SMALL)
-    replacing = asyncio.create_task(real.service.client.restart_llm())
+    await real.service.client.llm.start("llm", config=SMALL)
+    replacing = asyncio.create_task(real.service.client.llm.restart())
     statuses = []
     while not replacing.done():
         statuses.append((await post(real.http, **SAME))[0])
@@ -213,8 +213,8 @@ async def test_requests_survive_a_replacement_of_the_engine(real: Real) -> None:
 
 
 async def test_nothing_waits_for_an_engine_that_was_stopped(real: Real) -> None:
-    await real.service.client.start_llm("llm", config=SMALL)
-    await real.service.client.stop_llm()
+    await real.service.client.llm.start("llm", config=SMALL)
+    await real.service.client.llm.stop()
     status, document = await post(real.http)
     assert (status, document["error"]["code"]) == (503, "SERVER_ERROR")
     assert "genaid llm start MODEL" in document["error"]["message"]
@@ -223,7 +223,7 @@ async def test_nothing_waits_for_an_engine_that_was_stopped(real: Real) -> None:
 
 
 async def test_the_engine_s_key_is_asked_for_by_the_engine(real: Real) -> None:
-    llm = await real.service.client.start_llm("llm", config=SMALL, serving=LlmServing(api_key=KEY))
+    llm = await real.service.client.llm.start("llm", config=SMALL, serving=LlmServing(api_key=KEY))
     wrong = {"Authorization": "Bearer wrong"}
     async with (
         real.http.post(CHAT, json=HELLO, headers=wrong) as ours,

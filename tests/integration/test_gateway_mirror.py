@@ -11,7 +11,7 @@ import pytest
 import genaid_client
 from fakes.gateway import Clock, Rig, gateway, rig, until
 from fakes.image_worker import ImageWorker, png
-from genaid_client import AsyncImageClient
+from genaid_client import AsyncClient
 from genaid_server.gateway.images.mirror import IDLE_AFTER, Mirror
 from genaid_server.kit.errors import NotFoundError
 from integration.test_gateway import events, next_event
@@ -255,7 +255,7 @@ async def test_a_generation_that_is_deleted_while_it_is_watched(api: Rig) -> Non
 async def mirror(worker: ImageWorker, clock: Clock, cache_bytes: int) -> AsyncIterator[Mirror]:
     async with (
         worker.serve() as address,
-        AsyncImageClient(str(address)) as client,
+        AsyncClient(image=str(address)) as client,
         Mirror(client, clock=clock, cache_bytes=cache_bytes) as made,
     ):
         yield made

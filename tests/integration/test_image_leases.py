@@ -10,8 +10,7 @@ import pytest
 
 from conftest import DemoModels
 from genaid_client import (
-    AsyncImageClient,
-    AsyncResourceClient,
+    AsyncClient,
     ConnectionFailedError,
     Generation,
     GenerationState,
@@ -36,16 +35,16 @@ LARGER = replace(TINY, width=128, height=128)
 TOO_LARGE = replace(TINY, width=2048, height=2048)
 
 
-async def finish(images: AsyncImageClient, identity: str) -> Generation:
-    return [state async for state in images.watch_generation(identity)][-1]
+async def finish(client: AsyncClient, identity: str) -> Generation:
+    return [state async for state in client.images.watch(identity)][-1]
 
 
-async def leases(manager: AsyncResourceClient, enough: Callable[[list[Lease]], bool]) -> list[Lease]:
+async def leases(manager: AsyncClient, enough: Callable[[list[Lease]], bool]) -> list[Lease]:
     """The leases as soon as the manager answers and they are as they should be."""
     async with asyncio.timeout(PATIENCE):
         while True:
             with suppress(ConnectionFailedError):
-                found = list((await manager.list_leases()).leases)
+                found = list((await manager.orchestration.list_leases()).leases)
                 if enough(found):
                     return found
             await asyncio.sleep(0.02)
@@ -58,69 +57,69 @@ def one(found: list[Lease]) -> bool:
 async def test_a_lease_is_held_for_as_long_as_the_engine_is_there(tmp_path: Path, demo_models: DemoModels) -> None:
     async with image_worker(tmp_path, keep_alive_seconds=-1) as worker:
         model = await install(worker, demo_models.diffusion)
-        assert (await worker.models.list_leases()).leases == ()
-        created = await worker.images.create_generation(TINY)
-        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
-        (first,) = await leases(worker.models, one)
+        assert (await worker.client.orchestration.list_leases()).leases == ()
+        created = await worker.client.images.create(TINY)
+        assert (await finish(worker.client, created.id)).state is GenerationState.COMPLETE
+        (first,) = await leases(worker.client, one)
         assert (first.kind, first.model_id, first.state) == (TenantKind.IMAGE, model.id, LeaseState.GRANTED)
         assert first.ram_bytes > 0
-        pid = (await worker.images.get_engine()).pid
-        created = await worker.images.create_generation(LARGER)
-        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
-        (second,) = await leases(worker.models, one)
+        pid = (await worker.client.engine.get()).pid
+        created = await worker.client.images.create(LARGER)
+        assert (await finish(worker.client, created.id)).state is GenerationState.COMPLETE
+        (second,) = await leases(worker.client, one)
         assert second.tenant_id == first.tenant_id
         assert second.id != first.id
         assert second.ram_bytes > first.ram_bytes
-        assert (await worker.images.get_engine()).pid == pid
-        await worker.images.stop_engine()
+        assert (await worker.client.engine.get()).pid == pid
+        await worker.client.engine.stop()
         assert engines() == []
-        assert await leases(worker.models, lambda found: not found) == []
+        assert await leases(worker.client, lambda found: not found) == []
 
 
 async def test_once_an_image_was_made_its_size_is_measured(tmp_path: Path, demo_models: DemoModels) -> None:
     async with image_worker(tmp_path, keep_alive_seconds=0) as worker:
         model = await install(worker, demo_models.diffusion)
         need = ImageNeed(model.id, 64, 64)
-        estimated = await worker.models.plan_image_generation(need)
+        estimated = await worker.client.orchestration.plan_image_generation(need)
         assert not estimated.measured
-        created = await worker.images.create_generation(TINY)
-        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
-        assert await leases(worker.models, lambda found: not found) == []  # it has told all before it left
-        measured = await worker.models.plan_image_generation(need)
+        created = await worker.client.images.create(TINY)
+        assert (await finish(worker.client, created.id)).state is GenerationState.COMPLETE
+        assert await leases(worker.client, lambda found: not found) == []  # it has told all before it left
+        measured = await worker.client.orchestration.plan_image_generation(need)
         assert measured.measured
         assert 0.8 * estimated.ram_bytes < measured.ram_bytes < estimated.ram_bytes + 100 * 2**20
-        other = await worker.models.plan_image_generation(replace(need, width=128))
+        other = await worker.client.orchestration.plan_image_generation(replace(need, width=128))
         assert not other.measured
 
 
 async def test_what_can_not_fit_is_refused_and_the_engine_stays(tmp_path: Path, demo_models: DemoModels) -> None:
     async with image_worker(tmp_path, memory={"ram_limit_bytes": 400_000_000}) as worker:
         await install(worker, demo_models.diffusion)
-        created = await worker.images.create_generation(TINY)
-        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
-        refused = await finish(worker.images, (await worker.images.create_generation(TOO_LARGE)).id)
+        created = await worker.client.images.create(TINY)
+        assert (await finish(worker.client, created.id)).state is GenerationState.COMPLETE
+        refused = await finish(worker.client, (await worker.client.images.create(TOO_LARGE)).id)
         assert refused.error is not None
         assert refused.error.code == "INSUFFICIENT_RESOURCES"
         assert "RAM" in refused.error.message
-        assert (await worker.images.get_engine()).state is ServerState.RUNNING
-        created = await worker.images.create_generation(TINY)
-        assert (await finish(worker.images, created.id)).state is GenerationState.COMPLETE
+        assert (await worker.client.engine.get()).state is ServerState.RUNNING
+        created = await worker.client.images.create(TINY)
+        assert (await finish(worker.client, created.id)).state is GenerationState.COMPLETE
 
 
 async def test_a_start_that_can_not_fit_says_what_there_is(tmp_path: Path, demo_models: DemoModels) -> None:
     async with image_worker(tmp_path, memory={"ram_limit_bytes": 1_000_000}) as worker:
         model = await install(worker, demo_models.diffusion)
         with pytest.raises(InsufficientResourcesError) as refusal:
-            await worker.images.start_engine(model.id)
+            await worker.client.engine.start(model.id)
         assert int(refusal.value.metadata["required"]) > int(refusal.value.metadata["available"])
-        assert (await worker.images.get_engine()).stop_reason is StopReason.NEVER_STARTED
-        refused = await finish(worker.images, (await worker.images.create_generation(TINY)).id)
+        assert (await worker.client.engine.get()).stop_reason is StopReason.NEVER_STARTED
+        refused = await finish(worker.client, (await worker.client.images.create(TINY)).id)
         assert refused.error is not None
         assert refused.error.facts.keys() >= {"required", "available", "suggestion"}
         with pytest.raises(InsufficientResourcesError) as refusal:
             raise_for_failure(refused)
         assert int(refusal.value.metadata["required"]) > int(refusal.value.metadata["available"])
-        engine = await worker.images.get_engine()
+        engine = await worker.client.engine.get()
         assert (engine.state, engine.stop_reason) == (ServerState.CRASHED, StopReason.REFUSED_FOR_MEMORY)
         assert engines() == []
 
@@ -138,22 +137,22 @@ async def test_a_manager_that_was_started_again_finds_the_engine_as_a_tenant(
     manager = str(config.resource.listen)
     async with AsyncExitStack() as services:
         address = str(await services.enter_async_context(image.serve(config, manager)))
-        images = await services.enter_async_context(AsyncImageClient(address))
-        async with resource.serve(config), AsyncResourceClient(manager) as models:
-            await install(Worker(images, models, address, manager, tmp_path), demo_models.diffusion)
-            created = await images.create_generation(TINY)
+        images = await services.enter_async_context(AsyncClient(image=address))
+        async with resource.serve(config), AsyncClient(resource=manager) as models:
+            await install(Worker(models, address, manager, tmp_path), demo_models.diffusion)
+            created = await images.images.create(TINY)
             assert (await finish(images, created.id)).state is GenerationState.COMPLETE
             (before,) = await leases(models, one)
-            pid = (await images.get_engine()).pid
+            pid = (await images.engine.get()).pid
         for spec in (TINY, LARGER):  # as nobody can be asked
-            drawn = await finish(images, (await images.create_generation(spec)).id)
+            drawn = await finish(images, (await images.images.create(spec)).id)
             assert drawn.state is GenerationState.COMPLETE, drawn.error
-        async with resource.serve(config), AsyncResourceClient(manager) as models:
+        async with resource.serve(config), AsyncClient(resource=manager) as models:
             (after,) = await leases(models, one)
             assert after.tenant_id == before.tenant_id
             assert after.ram_bytes > before.ram_bytes
-            assert (await images.get_engine()).pid == pid
-        await images.stop_engine()
+            assert (await images.engine.get()).pid == pid
+        await images.engine.stop()
         with pytest.raises(ServerError):
-            await images.start_engine(before.model_id)
+            await images.engine.start(before.model_id)
     assert children() == []

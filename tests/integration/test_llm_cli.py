@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DemoModels
-from genaid_client import ResourceClient, ServerState
+from genaid_client import Client, ServerState
 from support import GENAID, RunningGenaid, clean_environment, genaid, kill_tree, running_genaid, wait_until
 
 MODEL = "speaks"
@@ -40,13 +40,13 @@ def running(tmp_path_factory: pytest.TempPathFactory, demo_models: DemoModels) -
 def here(running: RunningGenaid) -> Iterator[tuple[str, str]]:
     """The option that finds the server, which runs no LLM then."""
     yield "--data-dir", str(running.data_dir)
-    with ResourceClient(running.ready["resource"]) as client:
-        client.stop_llm()
+    with Client(resource=running.ready["resource"]) as client:
+        client.llm.stop()
 
 
 @pytest.fixture
-def manager(running: RunningGenaid) -> Iterator[ResourceClient]:
-    with ResourceClient(running.ready["resource"]) as client:
+def manager(running: RunningGenaid) -> Iterator[Client]:
+    with Client(resource=running.ready["resource"]) as client:
         yield client
 
 
@@ -137,13 +137,13 @@ def test_a_taken_port_is_told_before_anything_loads(here: tuple[str, str], runni
     assert "[PORT_IN_USE]" in refused.stderr
 
 
-def test_a_chat_starts_the_only_model(here: tuple[str, str], manager: ResourceClient) -> None:
-    assert manager.get_llm().state is ServerState.STOPPED
+def test_a_chat_starts_the_only_model(here: tuple[str, str], manager: Client) -> None:
+    assert manager.llm.get().state is ServerState.STOPPED
     asked = genaid("chat", "hi", "--max-tokens", "7", "--temperature", "0", "--system", "Be brief.", *here)
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.strip()
     assert "tokens/s" in asked.stderr
-    assert (manager.get_llm().state, manager.get_llm().model_id) == (ServerState.RUNNING, MODEL)
+    assert (manager.llm.get().state, manager.llm.get().model_id) == (ServerState.RUNNING, MODEL)
 
     piped = genaid("chat", "-", "--max-tokens", "7", "--temperature", "0", "--json", *here, stdin=b"hi\n")
     answer = json.loads(piped.stdout)
@@ -183,14 +183,14 @@ def test_the_log(here: tuple[str, str], running: RunningGenaid) -> None:
     assert not file.exists()
 
 
-def test_following_the_log_shows_new_lines(here: tuple[str, str], manager: ResourceClient) -> None:
+def test_following_the_log_shows_new_lines(here: tuple[str, str], manager: Client) -> None:
     assert genaid("llm", "start", MODEL, *here).returncode == 0
     argv = [*GENAID, "llm", "logs", "-n", "1", "-f", *here]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment()) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline().strip()  # the newest of the present lines
-            manager.restart_llm()
+            manager.llm.restart()
             assert process.stdout.readline().strip()
         finally:
             kill_tree(process)
@@ -212,7 +212,7 @@ def test_ctrl_c_leaves_it_loading_and_says_so(tmp_path: Path, demo_models: DemoM
     with running_genaid(tmp_path, "--llm-port", "0", env={"GENAID_LLM__ENGINE_COMMAND": NEVER_READY}) as started:
         install(tmp_path, demo_models.llm, MODEL)
         with (
-            ResourceClient(started.ready["resource"]) as manager,
+            Client(resource=started.ready["resource"]) as manager,
             subprocess.Popen(
                 [*GENAID, *arguments, "--data-dir", str(tmp_path)],
                 stdout=subprocess.PIPE,
@@ -230,8 +230,8 @@ def test_ctrl_c_leaves_it_loading_and_says_so(tmp_path: Path, demo_models: DemoM
             assert b"goes on loading" in stderr
             assert b"genaid llm stop" in stderr
             assert b"Traceback" not in stderr
-            assert manager.get_llm().state is ServerState.STARTING
-            assert manager.stop_llm().state is ServerState.STOPPED
+            assert manager.llm.get().state is ServerState.STARTING
+            assert manager.llm.stop().state is ServerState.STOPPED
 
 
 def test_a_reader_that_leaves_is_no_accident(here: tuple[str, str]) -> None:
@@ -268,9 +268,9 @@ def test_up_with_a_model_loads_it(tmp_path: Path, demo_models: DemoModels) -> No
     options = ("--llm-model", MODEL, "--llm-port", "0")
     with (
         running_genaid(tmp_path, *options, env={"GENAID_LLM_API_KEY": KEY}) as started,
-        ResourceClient(started.ready["resource"]) as manager,
+        Client(resource=started.ready["resource"]) as manager,
     ):
         assert f"once {MODEL} is loaded" in started.output()
-        wait_until(lambda: manager.get_llm().state is ServerState.RUNNING, started.process, started.log)
+        wait_until(lambda: manager.llm.get().state is ServerState.RUNNING, started.process, started.log)
         asked = genaid("chat", "hi", "--max-tokens", "3", "--data-dir", str(tmp_path))
         assert asked.returncode == 0, asked.stderr

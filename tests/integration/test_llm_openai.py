@@ -53,7 +53,7 @@ async def gateway_sdk(service: LlmService) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 async def test_a_chat_whole_and_streamed(service: LlmService) -> None:
-    llm = await service.client.start_llm("llm", config=SMALL)
+    llm = await service.client.llm.start("llm", config=SMALL)
     async with sdk(llm) as client:
         assert [model.id async for model in client.models.list()] == ["llm"]
         whole = await client.chat.completions.create(
@@ -83,7 +83,7 @@ async def test_a_chat_whole_and_streamed(service: LlmService) -> None:
 
 
 async def test_thoughts_are_separated_from_the_answer(service: LlmService) -> None:
-    llm = await service.client.start_llm("thinker", config=SMALL)
+    llm = await service.client.llm.start("thinker", config=SMALL)
     assert llm.separates_reasoning
     async with sdk(llm) as client:
         whole = await client.chat.completions.create(model="thinker", messages=HELLO, max_tokens=80, extra_body=THOUGHT)
@@ -111,7 +111,7 @@ async def test_an_embedding_model_makes_vectors_of_texts(tmp_path: Path, pooling
     embedder = write_llm(tmp_path / "embedder.gguf", pooling=pooling)
     longest = "a" * 1000  # bytes, which are tokens here: more than are computed together elsewhere
     async with llm_service(tmp_path / "data", embedder) as service:
-        await service.client.start_llm("embedder", config=LlmConfig(threads=1, context_size=1024, parallel_requests=2))
+        await service.client.llm.start("embedder", config=LlmConfig(threads=1, context_size=1024, parallel_requests=2))
         async with gateway_sdk(service) as client:
             found = await client.embeddings.create(model="embedder", input=["hello", "hello", "world", longest])
             alone = await client.embeddings.create(model="embedder", input="world", encoding_format="float")
@@ -132,7 +132,7 @@ async def test_embeddings_of_other_models_are_refused_as_llama_server_does(
 ) -> None:
     chat = write_llm(tmp_path / "chat.gguf", pooling=pooling)
     async with llm_service(tmp_path / "data", chat) as service:
-        await service.client.start_llm("chat", config=SMALL)
+        await service.client.llm.start("chat", config=SMALL)
         async with gateway_sdk(service) as client:
             with pytest.raises(openai.APIStatusError) as caught:
                 await client.embeddings.create(model="chat", input="hello")
@@ -141,7 +141,7 @@ async def test_embeddings_of_other_models_are_refused_as_llama_server_does(
 
 
 async def test_what_the_engine_refuses_is_an_error_of_the_sdk(service: LlmService) -> None:
-    llm = await service.client.start_llm("llm", config=SMALL, serving=LlmServing(api_key=KEY))
+    llm = await service.client.llm.start("llm", config=SMALL, serving=LlmServing(api_key=KEY))
     async with sdk(llm) as client:
         with pytest.raises(openai.AuthenticationError):
             await client.chat.completions.create(model="llm", messages=HELLO, max_tokens=1)
@@ -153,7 +153,7 @@ async def test_what_the_engine_refuses_is_an_error_of_the_sdk(service: LlmServic
 
 
 async def test_more_callers_than_slots_are_all_answered(service: LlmService) -> None:
-    llm = await service.client.start_llm("llm", config=SMALL)
+    llm = await service.client.llm.start("llm", config=SMALL)
     async with sdk(llm) as client:
         answers = await asyncio.gather(
             *(client.completions.create(model="llm", prompt=f"caller {n}", max_tokens=5) for n in range(12))
@@ -163,7 +163,7 @@ async def test_more_callers_than_slots_are_all_answered(service: LlmService) -> 
 
 
 async def test_no_web_page_may_read_its_answers(service: LlmService) -> None:
-    llm = await service.client.start_llm("llm", config=SMALL)
+    llm = await service.client.llm.start("llm", config=SMALL)
     async with aiohttp.ClientSession(trust_env=False) as session:
         for origin, allowed in (("https://evil.example", False), ("http://localhost:3000", True)):
             async with session.get(f"{llm.base_url}/v1/models", headers={"Origin": origin}) as answer:

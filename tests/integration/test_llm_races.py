@@ -49,7 +49,7 @@ async def stopping(service: LlmService) -> None:
 
 
 async def assert_stays_stopped(service: LlmService, generation: int) -> None:
-    now = await service.client.get_llm()
+    now = await service.client.llm.get()
     assert (now.state, now.pid, now.offloaded) == (ServerState.STOPPED, None, False)
     assert now.generation <= generation
     assert SavedFile(service.data_dir).read() is None
@@ -60,10 +60,10 @@ async def test_a_stop_while_a_restart_ends_the_old_process(
     tmp_path: Path, demo_models: DemoModels, stubborn: FakeProgram
 ) -> None:
     async with llm_service(tmp_path / "data", demo_models.llm, program=stubborn.name) as service:
-        await service.client.start_llm("llm")
-        restart = asyncio.create_task(service.client.restart_llm())
+        await service.client.llm.start("llm")
+        restart = asyncio.create_task(service.client.llm.restart())
         await stopping(service)
-        assert (await service.client.stop_llm()).state is ServerState.STOPPED
+        assert (await service.client.llm.stop()).state is ServerState.STOPPED
         with pytest.raises(ServerError, match="was stopped"):
             await restart
         await assert_stays_stopped(service, generation=2)
@@ -76,10 +76,10 @@ async def test_a_stop_while_a_replacement_ends_the_old_process(
 ) -> None:
     async with llm_service(tmp_path / "data", demo_models.llm, program=stubborn.name) as service:
         await service.install(demo_models.llm, "other")
-        await service.client.start_llm("llm")
-        start = asyncio.create_task(service.client.start_llm("other", replace=True))
+        await service.client.llm.start("llm")
+        start = asyncio.create_task(service.client.llm.start("other", replace=True))
         await stopping(service)
-        assert (await service.client.stop_llm()).state is ServerState.STOPPED
+        assert (await service.client.llm.stop()).state is ServerState.STOPPED
         with pytest.raises(ServerError, match="was stopped"):
             await start
         await assert_stays_stopped(service, generation=2)
@@ -88,17 +88,17 @@ async def test_a_stop_while_a_replacement_ends_the_old_process(
 async def test_a_stop_at_any_moment_of_a_restart(tmp_path: Path, demo_models: DemoModels) -> None:
     async with llm_service(tmp_path, demo_models.llm) as service:
         for turns in (0, 1, 5, 20, 60):
-            before = await service.client.start_llm("llm")
-            restart = asyncio.create_task(service.client.restart_llm())
+            before = await service.client.llm.start("llm")
+            restart = asyncio.create_task(service.client.llm.restart())
             for _ in range(turns):
                 await asyncio.sleep(0)
-            await service.client.stop_llm()
+            await service.client.llm.stop()
             with contextlib.suppress(ServerError):
                 await restart
-            now = await service.client.get_llm()
+            now = await service.client.llm.get()
             if now.state is ServerState.RUNNING:  # the restart was asked for later
                 assert now.generation > before.generation
-                await service.client.stop_llm()
+                await service.client.llm.stop()
             await assert_stays_stopped(service, generation=1000)
 
 
@@ -108,14 +108,14 @@ async def test_a_restart_and_an_image_that_waits_for_the_memory_do_not_wait_for_
 ) -> None:
     program = fake_program(tmp_path, never_ready=True)
     async with place.open(program=program.name) as service:
-        start = asyncio.create_task(service.client.start_llm("talker", config=WISHES))
+        start = asyncio.create_task(service.client.llm.start("talker", config=WISHES))
         loading = await service.loading()
         async with service.image_engine() as engine:
             waiting = await engine.until(LeaseState.WAITING)
             assert waiting.reason == "" or "offloaded" in waiting.reason
             await reclaimed(service)
             program.plan()
-            restart = asyncio.create_task(service.client.restart_llm())
+            restart = asyncio.create_task(service.client.llm.restart())
             await engine.until(LeaseState.GRANTED)
             assert not alive(loading.pid)
         assert (await restart).state is ServerState.RUNNING
@@ -126,7 +126,7 @@ async def test_a_restart_and_an_image_that_waits_for_the_memory_do_not_wait_for_
 async def reclaimed(service: LlmService) -> None:
     """Return once the LLM has been asked to leave."""
     while True:
-        leases = (await service.client.list_leases()).leases
+        leases = (await service.client.orchestration.list_leases()).leases
         if any(lease.state is LeaseState.RECLAIM for lease in leases):
             return
 
@@ -135,7 +135,7 @@ async def test_a_start_of_the_service_that_fails_late_keeps_what_is_to_come_back
     tmp_path: Path, demo_models: DemoModels
 ) -> None:
     async with llm_service(tmp_path, demo_models.llm) as service:
-        await service.client.start_llm("llm")
+        await service.client.llm.start("llm")
         left_by_a_kill = (tmp_path / "llm.json").read_bytes()
     (tmp_path / "llm.json").write_bytes(left_by_a_kill)
     with socket.socket() as taken:
@@ -156,12 +156,12 @@ async def test_a_model_that_was_imported_again_is_opened_where_it_lies_now(
     tmp_path: Path, demo_models: DemoModels
 ) -> None:
     async with llm_service(tmp_path, demo_models.llm) as service:
-        await service.client.start_llm("llm")
-        await service.client.stop_llm()
-        await service.client.delete_model("llm")
+        await service.client.llm.start("llm")
+        await service.client.llm.stop()
+        await service.client.models.delete("llm")
         (tmp_path / "inbox" / "better.gguf").write_bytes(demo_models.llm.read_bytes())
-        await service.client.import_model("better.gguf", model_id="llm")
-        again = await service.client.restart_llm()
+        await service.client.models.import_("better.gguf", model_id="llm")
+        again = await service.client.llm.restart()
         assert (again.state, again.model_id) == (ServerState.RUNNING, "llm")
         assert (await chat(again))[0] == 200
 
@@ -169,21 +169,21 @@ async def test_a_model_that_was_imported_again_is_opened_where_it_lies_now(
 async def test_a_repeat_of_a_start_after_a_stop_starts_nothing(tmp_path: Path, demo_models: DemoModels) -> None:
     """An answer that was lost, a stop by somebody else, and the try again of whoever lost the answer."""
     async with llm_service(tmp_path, demo_models.llm) as service:
-        first = await service.client.start_llm("llm", request_id="one")
-        await service.client.stop_llm()
-        again = await service.client.start_llm("llm", request_id="one")
+        first = await service.client.llm.start("llm", request_id="one")
+        await service.client.llm.stop()
+        again = await service.client.llm.start("llm", request_id="one")
         assert (again.generation, again.state) == (first.generation, ServerState.STOPPED)
-        assert (await service.client.start_llm("llm", request_id="two")).generation == first.generation + 1
+        assert (await service.client.llm.start("llm", request_id="two")).generation == first.generation + 1
 
 
 @posix_only
 async def test_a_repeat_of_a_start_that_failed_is_another_try(tmp_path: Path, demo_models: DemoModels) -> None:
     program = fake_program(tmp_path, never_ready=True)
     async with llm_service(tmp_path / "data", demo_models.llm, program=program.name) as service:
-        start = asyncio.create_task(service.client.start_llm("llm", request_id="one"))
+        start = asyncio.create_task(service.client.llm.start("llm", request_id="one"))
         await service.loading()
-        await service.client.stop_llm()
+        await service.client.llm.stop()
         with pytest.raises(ServerError):
             await start
         program.plan()
-        assert (await service.client.start_llm("llm", request_id="one")).state is ServerState.RUNNING
+        assert (await service.client.llm.start("llm", request_id="one")).state is ServerState.RUNNING

@@ -48,12 +48,12 @@ async def resource(tmp_path: Path, hub: HubServer) -> AsyncIterator[Resource]:
 
 async def imported(resource: Resource, content: bytes, name: str = "a.gguf") -> Model:
     (resource.data_dir / "inbox" / name).write_bytes(content)
-    return await resource.client.import_model(name)
+    return await resource.client.models.import_(name)
 
 
 async def downloaded(resource: Resource, *items: DownloadItem) -> Model:
-    created = await resource.client.create_download(DownloadSpec(items))
-    last = [download async for download in resource.client.watch_download(created.id)][-1]
+    created = await resource.client.downloads.create(DownloadSpec(items))
+    last = [download async for download in resource.client.downloads.watch(created.id)][-1]
     assert last.model is not None, last.error
     return last.model
 
@@ -73,8 +73,8 @@ async def test_a_downloaded_model_tells_all_about_itself(resource: Resource, hub
     content = language_model()
     repo = hub.add_repo(REPO, {"quants/Qwen3-8B.Q4_K_M.gguf": content}, license="apache-2.0")
     made = await downloaded(resource, on_hub("quants/Qwen3-8B.Q4_K_M.gguf"))
-    assert await resource.client.get_model(made.id) == made
-    assert await resource.client.list_models() == [made]
+    assert await resource.client.models.get(made.id) == made
+    assert await resource.client.models.list() == [made]
     assert (made.type, made.format, made.size_bytes) == (ModelType.LLM, ModelFormat.GGUF, len(content))
     assert (made.checksum, Path(made.path).read_bytes()) == (sha256(content), content)
     assert made.source is not None
@@ -111,9 +111,9 @@ async def test_shards_and_components_are_one_model_each(resource: Resource, hub:
     found = {str(file.component): Path(file.path).read_bytes() for file in flux.files}
     assert found == {str(component): content for component, content in FLUX.items()}
     assert (flux.path, flux.files[0].component) == (flux.files[0].path, Component.DIFFUSION_MODEL)
-    assert (await resource.client.list_models(ModelType.DIFFUSION)) == [flux]
-    await resource.client.delete_model(flux.id)
-    assert await resource.client.list_models() == [llm]
+    assert (await resource.client.models.list(ModelType.DIFFUSION)) == [flux]
+    await resource.client.models.delete(flux.id)
+    assert await resource.client.models.list() == [llm]
 
 
 async def test_the_whole_header_is_there_on_request(resource: Resource) -> None:
@@ -123,7 +123,7 @@ async def test_the_whole_header_is_there_on_request(resource: Resource) -> None:
         pair("words", ValueType.ARRAY, array(ValueType.STRING, ["a"] * 2000)),
     ]
     made = await imported(resource, model(pairs, [("a", (4,))]))
-    assert await resource.client.get_raw_metadata(made.id) == {
+    assert await resource.client.models.get_raw_metadata(made.id) == {
         "general.architecture": "flux",
         "big": 2**64 - 1,
         "words": {"type": "string[]", "length": 2000},
@@ -134,18 +134,18 @@ async def test_the_whole_header_is_there_on_request(resource: Resource) -> None:
 
 async def test_verifying_tells_good_from_bad(resource: Resource) -> None:
     made = await imported(resource, language_model())
-    good = [progress async for progress in resource.client.verify_model(made.id)]
+    good = [progress async for progress in resource.client.models.verify(made.id)]
     assert all(each.result is None for each in good[:-1])
     assert good[-1].result is Verification.VALID
     assert (good[-1].bytes_done, good[-1].bytes_total) == (made.size_bytes, made.size_bytes)
     Path(made.path).write_bytes(b"other")
-    bad = [progress async for progress in resource.client.verify_model(made.id)][-1]
+    bad = [progress async for progress in resource.client.models.verify(made.id)][-1]
     assert bad.result is Verification.INVALID
     assert [(each.name, each.expected, each.actual) for each in bad.files] == [
         ("a.gguf", made.checksum, sha256(b"other"))
     ]
     with pytest.raises(errors.ModelNotFoundError):
-        [progress async for progress in resource.client.verify_model("nothing")]
+        [progress async for progress in resource.client.models.verify("nothing")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files have no holes there by default")
@@ -156,7 +156,7 @@ async def test_a_service_that_stops_does_not_wait_for_hours_of_hashing(tmp_path:
             os.truncate(made.path, 2**42)
         except OSError:
             pytest.skip("this file system has no such large files")
-        async with contextlib.aclosing(resource.client.verify_model(made.id)) as left:
+        async with contextlib.aclosing(resource.client.models.verify(made.id)) as left:
             assert (await anext(left)).bytes_total == 2**42
         call = resource.models.VerifyModel(models_pb2.VerifyModelRequest(model_id=made.id))
         assert await call.read() is not grpc.aio.EOF
@@ -168,22 +168,22 @@ async def test_metadata_is_read_anew_here_or_at_the_source(resource: Resource, h
     hub.add_repo(REPO, {"a.gguf": language_model()})
     made = await downloaded(resource, on_hub("a.gguf"))
     Path(made.path).write_bytes(b"damaged")
-    assert (await resource.client.refresh_model_metadata(made.id)).metadata == made.metadata
+    assert (await resource.client.models.refresh_metadata(made.id)).metadata == made.metadata
     for strategy in (MetadataStrategy.REMOTE_ONLY, MetadataStrategy.LOCAL_REMOTE, MetadataStrategy.REMOTE_LOCAL):
-        fresh = await resource.client.refresh_model_metadata(made.id, strategy=strategy)
+        fresh = await resource.client.models.refresh_metadata(made.id, strategy=strategy)
         assert fresh.metadata == made.metadata
     with pytest.raises(errors.InvalidRequestError):
-        await resource.client.refresh_model_metadata(made.id, strategy=MetadataStrategy.LOCAL_ONLY)
+        await resource.client.models.refresh_metadata(made.id, strategy=MetadataStrategy.LOCAL_ONLY)
     hub.repos.clear()
     with pytest.raises(errors.DownloadError):
-        await resource.client.refresh_model_metadata(made.id, strategy=MetadataStrategy.REMOTE_ONLY)
+        await resource.client.models.refresh_metadata(made.id, strategy=MetadataStrategy.REMOTE_ONLY)
 
 
 async def test_an_imported_model_has_no_source_to_ask(resource: Resource) -> None:
     made = await imported(resource, language_model())
     with pytest.raises(errors.DownloadError):
-        await resource.client.refresh_model_metadata(made.id, strategy=MetadataStrategy.REMOTE_ONLY)
-    assert await resource.client.refresh_model_metadata(made.id) == made
+        await resource.client.models.refresh_metadata(made.id, strategy=MetadataStrategy.REMOTE_ONLY)
+    assert await resource.client.models.refresh_metadata(made.id) == made
 
 
 async def test_a_strategy_that_is_none_is_refused(resource: Resource) -> None:
@@ -198,20 +198,20 @@ async def test_a_model_that_an_engine_holds_is_not_deleted(resource: Resource) -
     made = await imported(resource, language_model())
     async with held(lock_of(Path(made.path), made.id)):
         with pytest.raises(errors.ServerBusyError):
-            await resource.client.delete_model(made.id)
-        assert await resource.client.list_models() == [made]
-    await resource.client.delete_model(made.id)
-    assert await resource.client.list_models() == []
+            await resource.client.models.delete(made.id)
+        assert await resource.client.models.list() == [made]
+    await resource.client.models.delete(made.id)
+    assert await resource.client.models.list() == []
 
 
 async def test_a_list_shows_what_has_changed(resource: Resource) -> None:
     made = await imported(resource, language_model())
-    assert await resource.client.list_models() == [made]
+    assert await resource.client.models.list() == [made]
     Path(made.path).write_bytes(model([pair("general.architecture", ValueType.STRING, "gemma3")], [("a", (4,))]))
-    fresh = await resource.client.refresh_model_metadata(made.id)
+    fresh = await resource.client.models.refresh_metadata(made.id)
     assert fresh.architecture == "gemma3"
-    assert await resource.client.list_models() == [fresh]
-    await resource.client.delete_model(made.id)
+    assert await resource.client.models.list() == [fresh]
+    await resource.client.models.delete(made.id)
     again = await imported(resource, language_model(salt=1))
     assert again.id == made.id
-    assert await resource.client.list_models() == [again]
+    assert await resource.client.models.list() == [again]

@@ -13,7 +13,7 @@ import pytest
 from conftest import DemoModels
 from genaid.resource.v1 import orchestration_pb2, orchestration_pb2_grpc
 from genaid_client import (
-    AsyncResourceClient,
+    AsyncClient,
     ImageNeed,
     ImagePlan,
     InsufficientResourcesError,
@@ -43,14 +43,14 @@ SMALL = ImageNeed("diffusion", 64, 64)
 class Place:
     """A resource manager with both demo models, by its client and by the bare contract."""
 
-    client: AsyncResourceClient
+    client: AsyncClient
     stub: "OrchestrationServiceAsyncStub"
     address: str
 
     async def until(self, condition: Callable[[LeaseList], bool]) -> LeaseList:
         """The leases once the condition holds."""
         async with asyncio.timeout(PATIENCE):
-            while not condition(found := await self.client.list_leases()):
+            while not condition(found := await self.client.orchestration.list_leases()):
                 pass
             return found
 
@@ -66,7 +66,7 @@ async def serving(folder: Path, models: DemoModels, *, ram: int = 0) -> AsyncIte
         grpc.aio.insecure_channel(service.address, options=[("grpc.enable_http_proxy", 0)]) as channel,
     ):
         for model in (models.llm, models.diffusion):
-            await service.client.import_model(model.name, name=model.stem)
+            await service.client.models.import_(model.name, name=model.stem)
         yield Place(service.client, orchestration_pb2_grpc.OrchestrationServiceStub(channel), service.address)
 
 
@@ -79,15 +79,17 @@ async def place(tmp_path: Path, demo_models: DemoModels) -> AsyncIterator[Place]
 async def amount(folder: Path, models: DemoModels) -> tuple[int, int]:
     """Bytes that the image engine and the LLM engine need."""
     async with serving(folder, models) as place:
-        plan = await place.client.plan_image_generation(SMALL)
-        return plan.ram_bytes, (await place.client.check_model("llm")).required_bytes
+        plan = await place.client.orchestration.plan_image_generation(SMALL)
+        return plan.ram_bytes, (await place.client.system.check_model("llm")).required_bytes
 
 
 class Holder:
     """Holds a lease, and reads of it when a test wants to know."""
 
     def __init__(self, place: Place, tenant: str, need: ImageNeed = SMALL, *, resident: bool = False) -> None:
-        self.states: AsyncGenerator[Lease, None] = place.client.hold_lease(tenant, need, resident=resident)
+        self.states: AsyncGenerator[Lease, None] = place.client.orchestration.hold_lease(
+            tenant, need, resident=resident
+        )
 
     async def until(self, state: LeaseState) -> Lease:
         """The lease once it is in a state."""
@@ -109,7 +111,7 @@ class Holder:
 
 class TestPlans:
     async def test_with_ample_memory_nobody_leaves(self, place: Place) -> None:
-        plan = await place.client.plan_image_generation()
+        plan = await place.client.orchestration.plan_image_generation()
         assert (plan.model_id, plan.possible, plan.would_need_offload, plan.departures) == (
             "diffusion",
             True,
@@ -121,22 +123,24 @@ class TestPlans:
         assert (plan.vram_bytes, plan.measured, plan.suggestion) == (0, False, "")
         assert plan.placement is not None
         assert (plan.placement.vae_tiling, plan.placement.max_vram_bytes, plan.placement.reason) == (False, None, "")
-        assert plan == replace(await place.client.plan_image_generation(), available_bytes=plan.available_bytes)
-        assert (await place.client.list_leases()).leases == ()
+        assert plan == replace(
+            await place.client.orchestration.plan_image_generation(), available_bytes=plan.available_bytes
+        )
+        assert (await place.client.orchestration.list_leases()).leases == ()
 
     async def test_what_is_left_out_is_as_documented(self, place: Place) -> None:
         bare = await place.stub.PlanImageGeneration(orchestration_pb2.PlanImageGenerationRequest())
-        full = await place.client.plan_image_generation(ImageNeed("diffusion", 512, 512, "cpu"))
-        larger = await place.client.plan_image_generation(ImageNeed("diffusion", 512, 520))
+        full = await place.client.orchestration.plan_image_generation(ImageNeed("diffusion", 512, 512, "cpu"))
+        larger = await place.client.orchestration.plan_image_generation(ImageNeed("diffusion", 512, 520))
         assert bare.ram_bytes == full.ram_bytes < larger.ram_bytes
         assert not bare.placement.HasField("max_vram_bytes")
 
     async def test_a_way_that_takes_less_is_explained(self, tmp_path: Path, demo_models: DemoModels) -> None:
         need = ImageNeed("diffusion", 1024, 1024)
         async with serving(tmp_path / "ample", demo_models) as place:
-            ample = await place.client.plan_image_generation(need)
+            ample = await place.client.orchestration.plan_image_generation(need)
         async with serving(tmp_path / "scarce", demo_models, ram=ample.ram_bytes - 1) as place:
-            plan = await place.client.plan_image_generation(need)
+            plan = await place.client.orchestration.plan_image_generation(need)
         assert plan.possible
         assert plan.placement is not None
         assert plan.placement.vae_tiling
@@ -148,7 +152,7 @@ class TestPlans:
         self, tmp_path: Path, demo_models: DemoModels
     ) -> None:
         async with serving(tmp_path / "data", demo_models, ram=64 * MIB) as place:
-            plan = await place.client.plan_image_generation(SMALL)
+            plan = await place.client.orchestration.plan_image_generation(SMALL)
             assert (plan.possible, plan.placement, plan.departures, plan.would_need_offload) == (False, None, (), False)
             assert plan.required_bytes > plan.total_bytes == 64 * MIB
             assert "Insufficient RAM" in plan.explanation
@@ -159,18 +163,18 @@ class TestPlans:
             assert int(error.value.metadata["required"]) == plan.required_bytes
             assert int(error.value.metadata["available"]) == plan.available_bytes
             assert error.value.metadata["suggestion"] == plan.suggestion
-            assert (await place.client.list_leases()).leases == ()
+            assert (await place.client.orchestration.list_leases()).leases == ()
 
     async def test_what_can_not_be_planned_is_refused(self, place: Place) -> None:
         for model in ("nobody", "llm"):
             with pytest.raises(ModelNotFoundError):
-                await place.client.plan_image_generation(ImageNeed(model))
+                await place.client.orchestration.plan_image_generation(ImageNeed(model))
             with pytest.raises(ModelNotFoundError):
                 await Holder(place, "worker", ImageNeed(model)).rest()
         for field, value in (("width", 63), ("height", 8193), ("max_vram_bytes", -1)):
             wrong = ImageNeed("diffusion", **{field: value})  # type: ignore[arg-type]
             with pytest.raises(InvalidRequestError, match=field):
-                await place.client.plan_image_generation(wrong)
+                await place.client.orchestration.plan_image_generation(wrong)
             with pytest.raises(InvalidRequestError, match=field):
                 await Holder(place, "worker", wrong).rest()
         for tenant in ("", "llm", " worker", "wor\nker", "w" * 129):
@@ -180,13 +184,13 @@ class TestPlans:
 
 class TestLeases:
     async def test_it_is_held_for_as_long_as_the_stream_lasts(self, place: Place) -> None:
-        plan = await place.client.plan_image_generation(SMALL)
+        plan = await place.client.orchestration.plan_image_generation(SMALL)
         async with aclosing(Holder(place, "worker")) as holder:
             lease = await holder.until(LeaseState.GRANTED)
             assert (lease.tenant_id, lease.kind, lease.model_id) == ("worker", TenantKind.IMAGE, "diffusion")
             assert (lease.ram_bytes, lease.vram_bytes, lease.measured) == (plan.ram_bytes, 0, False)
             assert (lease.reason, lease.reclaim_after_seconds, lease.placement) == ("", None, plan.placement)
-            found = await place.client.list_leases()
+            found = await place.client.orchestration.list_leases()
             assert found == LeaseList((lease,), plan.total_bytes, found.total_vram_bytes, plan.ram_bytes, 0)
         found = await place.until(lambda found: not found.leases)
         assert found.granted_ram_bytes == 0
@@ -198,13 +202,13 @@ class TestLeases:
                 new = await second.until(LeaseState.GRANTED)
                 assert await first.rest() == []
                 assert new.ram_bytes > old.ram_bytes
-                assert (await place.client.list_leases()).leases == (new,)
+                assert (await place.client.orchestration.list_leases()).leases == (new,)
 
     async def test_a_client_that_is_cut_off_gives_it_back(self, place: Place) -> None:
-        async with AsyncResourceClient(place.address) as other:
-            states = other.hold_lease("worker", SMALL)
+        async with AsyncClient(resource=place.address) as other:
+            states = other.orchestration.hold_lease("worker", SMALL)
             assert (await anext(states)).tenant_id == "worker"
-            assert (await place.client.list_leases()).leases
+            assert (await place.client.orchestration.list_leases()).leases
         await place.until(lambda found: not found.leases)
         await states.aclose()
 
@@ -240,7 +244,7 @@ class TestLeases:
             aclosing(Holder(place, "worker")) as holder,
         ):
             await holder.until(LeaseState.GRANTED)
-            plan = await place.client.plan_image_generation(SMALL)
+            plan = await place.client.orchestration.plan_image_generation(SMALL)
             assert (plan.possible, plan.departures) == (True, ())
 
     async def test_a_resident_engine_is_taken_as_it_is_or_refused(
@@ -254,7 +258,7 @@ class TestLeases:
             assert (await first.until(LeaseState.GRANTED)).ram_bytes == needed
             with pytest.raises(InsufficientResourcesError):
                 await Holder(place, "second", resident=True).rest()
-            assert (await place.client.list_leases()).leases[0].state is LeaseState.GRANTED
+            assert (await place.client.orchestration.list_leases()).leases[0].state is LeaseState.GRANTED
 
     async def test_the_end_of_the_server_is_told_to_who_holds_and_who_waits(
         self, tmp_path: Path, demo_models: DemoModels
@@ -262,7 +266,7 @@ class TestLeases:
         needed, _ = await amount(tmp_path / "ample", demo_models)
         async with AsyncExitStack() as service:
             place = await service.enter_async_context(serving(tmp_path / "scarce", demo_models, ram=needed * 3 // 2))
-            async with AsyncResourceClient(place.address, timeout=PATIENCE) as client:
+            async with AsyncClient(resource=place.address, timeout=PATIENCE) as client:
                 first, second = (Holder(replace(place, client=client), tenant) for tenant in ("first", "second"))
                 await first.until(LeaseState.GRANTED)
                 await second.until(LeaseState.WAITING)
@@ -278,10 +282,10 @@ class TestUse:
     async def test_the_next_lease_is_as_large_as_what_was_seen(self, place: Place) -> None:
         async with aclosing(Holder(place, "worker")) as holder:
             lease = await holder.until(LeaseState.GRANTED)
-            await place.client.report_lease_use(lease.id)
-            assert not (await place.client.plan_image_generation(SMALL)).measured
-            await place.client.report_lease_use(lease.id, width=64, height=64, peak_ram_bytes=300 * MIB)
-        plan = await place.client.plan_image_generation(SMALL)
+            await place.client.orchestration.report_lease_use(lease.id)
+            assert not (await place.client.orchestration.plan_image_generation(SMALL)).measured
+            await place.client.orchestration.report_lease_use(lease.id, width=64, height=64, peak_ram_bytes=300 * MIB)
+        plan = await place.client.orchestration.plan_image_generation(SMALL)
         assert (plan.measured, plan.ram_bytes, plan.required_bytes) == (True, 300 * MIB, 300 * MIB)
         async with aclosing(Holder(place, "worker")) as holder:
             lease = await holder.until(LeaseState.GRANTED)
@@ -298,12 +302,12 @@ class TestUse:
                 ("peak_ram_bytes", {"width": 64, "height": 64, "peak_ram_bytes": -1}),
             ]:
                 with pytest.raises(InvalidRequestError, match=field):
-                    await place.client.report_lease_use(lease.id, **use)
+                    await place.client.orchestration.report_lease_use(lease.id, **use)
             with pytest.raises(NotFoundError):
-                await place.client.report_lease_use("lease-0", width=64, height=64)
+                await place.client.orchestration.report_lease_use("lease-0", width=64, height=64)
         await place.until(lambda found: not found.leases)
         with pytest.raises(NotFoundError):
-            await place.client.report_lease_use(lease.id, width=64, height=64)
+            await place.client.orchestration.report_lease_use(lease.id, width=64, height=64)
 
 
 async def test_leases_come_in_pages_with_the_sums_of_all(place: Place) -> None:
@@ -329,7 +333,7 @@ async def test_leases_come_in_pages_with_the_sums_of_all(place: Place) -> None:
 class TestTheLlm:
     @staticmethod
     async def planned(place: Place) -> ImagePlan:
-        plan = await place.client.plan_image_generation(SMALL)
+        plan = await place.client.orchestration.plan_image_generation(SMALL)
         assert plan.possible
         return plan
 
@@ -339,8 +343,8 @@ class TestTheLlm:
         image, llm = await amount(tmp_path / "ample", demo_models)
         async with serving(tmp_path / "scarce", demo_models, ram=image + llm) as place:
             assert not (await self.planned(place)).would_need_offload
-            before = await place.client.start_llm("llm", serving=LlmServing(port=0, api_key="secret"))
-            tenant = (await place.client.list_leases()).leases[0]
+            before = await place.client.llm.start("llm", serving=LlmServing(port=0, api_key="secret"))
+            tenant = (await place.client.orchestration.list_leases()).leases[0]
             assert (tenant.tenant_id, tenant.kind, tenant.placement) == ("llm", TenantKind.LLM, None)
 
             plan = await self.planned(place)
@@ -349,23 +353,23 @@ class TestTheLlm:
                 ("llm", TenantKind.LLM, tenant.ram_bytes)
             ]
             assert plan.departures[0].reason in plan.explanation
-            assert await place.client.get_offloaded_llm() is None
-            assert not (await place.client.get_llm()).offloaded
-            assert not await place.client.forget_offloaded_llm()
+            assert await place.client.orchestration.get_offloaded_llm() is None
+            assert not (await place.client.llm.get()).offloaded
+            assert not await place.client.orchestration.forget_offloaded_llm()
 
             async with aclosing(Holder(place, "worker")) as holder:
                 await holder.until(LeaseState.GRANTED)
-                gone = await place.client.get_offloaded_llm()
+                gone = await place.client.orchestration.get_offloaded_llm()
                 assert gone is not None
                 assert (gone.model_id, gone.phase, gone.was_running) == ("llm", OffloadPhase.OFFLOADED, True)
                 assert (gone.config, gone.failed_attempts, gone.next_attempt_time) == (before.config, 0, None)
                 assert (gone.serving.port, gone.serving.host) == (before.port, "127.0.0.1")
                 assert gone.serving.api_key == ""
                 assert "diffusion" in gone.reason or "RAM" in gone.reason
-                now = await place.client.get_llm()
+                now = await place.client.llm.get()
                 assert (now.state, now.offloaded) == (ServerState.STOPPED, True)
-                assert await place.client.forget_offloaded_llm()
-                assert not await place.client.forget_offloaded_llm()
-                assert await place.client.get_offloaded_llm() is None
+                assert await place.client.orchestration.forget_offloaded_llm()
+                assert not await place.client.orchestration.forget_offloaded_llm()
+                assert await place.client.orchestration.get_offloaded_llm() is None
             await place.until(lambda found: not found.leases)
-            assert (await place.client.get_llm()).state is ServerState.STOPPED
+            assert (await place.client.llm.get()).state is ServerState.STOPPED

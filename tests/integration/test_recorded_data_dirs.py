@@ -14,7 +14,7 @@ import pytest
 
 from fakes.faulty_http import ServedFile
 from fakes.hub_server import HubServer
-from genaid_client import AsyncResourceClient, DownloadPhase, ImageNeed
+from genaid_client import AsyncClient, DownloadPhase, ImageNeed
 from genaid_server import settings as configuration
 from genaid_server.image.core.progress import Calibration
 from genaid_server.image.core.spec import GenerationSpec
@@ -58,7 +58,7 @@ async def opened(recorded: Path, folder: Path, program: FakeProgram) -> AsyncIte
                 "llm": {"port": 0, "program": program.name, "reload_delay_seconds": 0.05},
             }
         )
-        async with resource.serve(config) as address, AsyncResourceClient(str(address), timeout=PATIENCE) as client:
+        async with resource.serve(config) as address, AsyncClient(resource=str(address), timeout=PATIENCE) as client:
             yield Opened(LlmService(client, str(address), folder / "data"), expected, half)
 
 
@@ -79,17 +79,17 @@ def test_there_is_something_to_open() -> None:
 
 async def test_models_are_listed_and_are_what_they_were(found: Opened) -> None:
     client, expected = found.service.client, found.expected["models"]
-    models = [[model.id, model.name, str(model.type), model.checksum] for model in await client.list_models()]
+    models = [[model.id, model.name, str(model.type), model.checksum] for model in await client.models.list()]
     assert [model for model in models if model in expected] == expected  # the half-done one may be there already
     for identity, *_ in expected:
-        assert [progress async for progress in client.verify_model(identity)][-1].result == "valid"
+        assert [progress async for progress in client.models.verify(identity)][-1].result == "valid"
 
 
 async def test_a_download_is_remembered_and_the_other_goes_on_where_it_was(found: Opened) -> None:
     client, expected = found.service.client, found.expected
-    installed = await client.get_download(expected["installed_download"])
+    installed = await client.downloads.get(expected["installed_download"])
     assert (installed.phase, installed.model is not None) == (DownloadPhase.INSTALLED, True)
-    half = [download async for download in client.watch_download(expected["half_done_download"])][-1]
+    half = [download async for download in client.downloads.watch(expected["half_done_download"])][-1]
     assert half.phase is DownloadPhase.INSTALLED, half.error
     assert half.model is not None
     assert Path(half.model.path).read_bytes() == found.half.content
@@ -97,7 +97,7 @@ async def test_a_download_is_remembered_and_the_other_goes_on_where_it_was(found
 
 
 async def test_the_llm_comes_back(found: Opened) -> None:
-    offloaded = await found.service.client.get_offloaded_llm(found.expected["llm"]["model_id"])
+    offloaded = await found.service.client.orchestration.get_offloaded_llm(found.expected["llm"]["model_id"])
     assert offloaded is not None
     assert offloaded.config.context_size == found.expected["llm"]["context_size"]
     back = await found.service.back(generation=1)
@@ -108,7 +108,7 @@ async def test_the_llm_comes_back(found: Opened) -> None:
 async def test_what_was_measured_still_counts(found: Opened, tmp_path: Path) -> None:
     drawn = found.expected["drawn"]
     need = ImageNeed(drawn["model_id"], drawn["width"], drawn["height"])
-    assert (await found.service.client.plan_image_generation(need)).measured
+    assert (await found.service.client.orchestration.plan_image_generation(need)).measured
     spec = GenerationSpec("a fox", width=drawn["width"], height=drawn["height"])
     measured = Calibration(found.service.data_dir / "calibration.json").expect(drawn["model_id"], "cpu", spec)
     assert measured != Calibration(tmp_path / "none.json").expect(drawn["model_id"], "cpu", spec)
@@ -122,7 +122,7 @@ async def test_nothing_is_passed_over(
     async with opened(recorded, tmp_path, program) as found:
         await found.service.back(generation=1)
         client, identity = found.service.client, found.expected["half_done_download"]
-        assert [download async for download in client.watch_download(identity)][-1].phase is DownloadPhase.INSTALLED
+        assert [download async for download in client.downloads.watch(identity)][-1].phase is DownloadPhase.INSTALLED
     assert [record.getMessage() for record in caplog.records if record.name.startswith("genaid")] == []
     kept = {path.name for path in (tmp_path / "data").rglob("*") if path.is_file()}
     gone = {path.name for path in (recorded / "data").rglob("*") if path.is_file()} - kept
@@ -138,6 +138,6 @@ async def test_what_can_not_be_read_is_told(
     for name in ("llm.json", "memory-usage.json", "models/llm/whole.json"):
         (damaged / "data" / name).write_text("{", "utf-8")
     async with opened(damaged, tmp_path, program) as found:
-        assert "whole" not in [model.id for model in await found.service.client.list_models()]
-        assert await found.service.client.get_offloaded_llm() is None
+        assert "whole" not in [model.id for model in await found.service.client.models.list()]
+        assert await found.service.client.orchestration.get_offloaded_llm() is None
     assert len([record for record in caplog.records if record.name.startswith("genaid")]) >= 3

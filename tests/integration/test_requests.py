@@ -58,8 +58,8 @@ BAD_IMPORTS: list[tuple[str, models_pb2.ImportModelRequest]] = [
 async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
     async with image_worker(tmp_path) as running:
         yield running
-        assert not (await running.images.get_engine()).busy
-        assert await running.models.list_models() == []
+        assert not (await running.client.engine.get()).busy
+        assert await running.client.models.list() == []
 
 
 async def refusal(call: Any) -> tuple[str, str, str]:

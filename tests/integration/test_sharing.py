@@ -98,7 +98,7 @@ def check_plan(plan: ImagePlan, llm: Departure, kind: MemoryKind, total: int, *,
 
 async def check_saved(services: House, plan: ImagePlan, before: Llm) -> None:
     """The LLM is away, for what the plan said."""
-    saved = await services.manager.get_offloaded_llm()
+    saved = await services.client.orchestration.get_offloaded_llm()
     assert saved is not None
     assert (saved.model_id, saved.config, saved.was_running) == (LLM, before.config, True)
     assert (saved.reason, saved.serving.port) == (plan.explanation, before.port)
@@ -121,8 +121,8 @@ async def test_the_scenarios_with_a_gpu(
     machine = Card(tmp_path / "large", 24 * GIB).machine
     monkeypatch.setattr(resource, "this_machine", lambda: machine)
     async with house(tmp_path / "needs", demo_models.llm, demo_models.diffusion) as services:
-        llm_need = (await services.manager.check_model(LLM, llm_config=config)).need
-        image_vram = (await services.manager.plan_image_generation(need)).vram_bytes
+        llm_need = (await services.client.system.check_model(LLM, llm_config=config)).need
+        image_vram = (await services.client.orchestration.plan_image_generation(need)).vram_bytes
     llm_vram = llm_need.vram.total_bytes
     total = (llm_vram + image_vram) * whole // together
 
@@ -131,16 +131,16 @@ async def test_the_scenarios_with_a_gpu(
     async with house(
         tmp_path / "data", demo_models.llm, demo_models.diffusion, llm={"engine_command": list(GPU_ENGINE)}
     ) as services:
-        driver = asyncio.create_task(card.follow(services.manager, llm_vram))
+        driver = asyncio.create_task(card.follow(services.client, llm_vram))
         llm = await services.start_llm(config=config)
-        (lease,) = (await services.manager.list_leases()).leases
+        (lease,) = (await services.client.orchestration.list_leases()).leases
         assert (lease.tenant_id, lease.vram_bytes) == (LLM, llm_vram)
 
-        plan = await services.manager.plan_image_generation(need)
+        plan = await services.client.orchestration.plan_image_generation(need)
         leaving = Departure(LLM, TenantKind.LLM, LLM, lease.ram_bytes, llm_vram, "")
         check_plan(plan, leaving, MemoryKind.VRAM, total, offload=offload)
-        assert await services.manager.get_llm() == llm
-        assert (await services.manager.list_leases()).leases == (lease,)
+        assert await services.client.llm.get() == llm
+        assert (await services.client.orchestration.list_leases()).leases == (lease,)
 
         async with services.tenant(need) as tenant:
             assert (tenant.granted.vram_bytes, tenant.granted.ram_bytes) == (plan.vram_bytes, plan.ram_bytes)
@@ -154,7 +154,7 @@ async def test_the_scenarios_with_a_gpu(
                 assert "is unloaded" in back.reason
             else:
                 await services.untouched(llm)
-                sizes = await services.manager.list_leases()
+                sizes = await services.client.orchestration.list_leases()
                 assert sizes.granted_vram_bytes == llm_vram + plan.vram_bytes <= 0.75 * sizes.total_vram_bytes
         if offload:
             assert (await chat(await services.back(llm)))[0] == 200
@@ -164,15 +164,15 @@ async def test_the_scenarios_with_a_gpu(
 
 async def test_the_scenario_without_a_gpu(tmp_path: Path, demo_models: DemoModels) -> None:
     async with house(tmp_path / "needs", demo_models.llm, demo_models.diffusion) as services:
-        llm_ram = (await services.manager.check_model(LLM, llm_config=SMALL)).required_bytes
-        image_ram = (await services.manager.plan_image_generation(IMAGE)).ram_bytes
+        llm_ram = (await services.client.system.check_model(LLM, llm_config=SMALL)).required_bytes
+        image_ram = (await services.client.orchestration.plan_image_generation(IMAGE)).ram_bytes
     total = (llm_ram + image_ram) * 16 // (8 + 6)
     async with house(
         tmp_path / "data", demo_models.llm, demo_models.diffusion, memory={"ram_limit_bytes": total}
     ) as services:
         llm = await services.start_llm()
-        (lease,) = (await services.manager.list_leases()).leases
-        plan = await services.manager.plan_image_generation(IMAGE)
+        (lease,) = (await services.client.orchestration.list_leases()).leases
+        plan = await services.client.orchestration.plan_image_generation(IMAGE)
         check_plan(
             plan,
             Departure(LLM, TenantKind.LLM, LLM, lease.ram_bytes, 0, ""),
@@ -181,14 +181,14 @@ async def test_the_scenario_without_a_gpu(tmp_path: Path, demo_models: DemoModel
             offload=True,
         )
         await services.untouched(llm)
-        assert (await services.manager.list_leases()).leases == (lease,)
+        assert (await services.client.orchestration.list_leases()).leases == (lease,)
 
-        created = await services.images.create_generation(TINY)
+        created = await services.client.images.create(TINY)
         await diffusing(services, created.id)
         await check_saved(services, plan, llm)
-        away = await services.manager.get_llm()
+        away = await services.client.llm.get()
         assert (away.state, away.offloaded, away.pid) == (ServerState.STOPPED, True, None)
-        (held, waiting) = (await services.manager.list_leases()).leases
+        (held, waiting) = (await services.client.orchestration.list_leases()).leases
         assert (held.kind, held.model_id, held.ram_bytes) == (TenantKind.IMAGE, DIFFUSION, plan.ram_bytes)
         assert (waiting.tenant_id, waiting.state) == (LLM, LeaseState.WAITING)
 
@@ -196,7 +196,7 @@ async def test_the_scenario_without_a_gpu(tmp_path: Path, demo_models: DemoModel
         assert done.state is GenerationState.COMPLETE, done.error
         back = await services.back(llm)
         assert (await chat(back))[0] == 200
-        assert (await services.images.get_engine()).state is ServerState.STOPPED
+        assert (await services.client.engine.get()).state is ServerState.STOPPED
 
 
 # --- everything is orchestrated
@@ -209,7 +209,7 @@ async def by_a_batch(services: House) -> None:
 
 
 async def by_one_call(services: House) -> None:
-    parts = [part async for part in services.images.generate(TINY)]
+    parts = [part async for part in services.client.images.stream(TINY)]
     (picture,) = [part for part in parts if isinstance(part, Image)]
     assert picture.data.startswith(b"\x89PNG")
 
@@ -229,7 +229,7 @@ async def test_every_way_to_an_image_offloads_once_and_reloads(
     memory = await scarce(tmp_path, demo_models)
     async with house(tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory) as services:
         llm = await services.start_llm()
-        assert (await services.manager.plan_image_generation(IMAGE)).would_need_offload
+        assert (await services.client.orchestration.plan_image_generation(IMAGE)).would_need_offload
         await way(services)
         assert (await chat(await services.back(llm)))[0] == 200
 
@@ -240,11 +240,11 @@ async def test_starting_the_image_engine_does_not_cost_the_llm_its_place(
     memory = await scarce(tmp_path, demo_models)
     async with house(tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory) as services:
         llm = await services.start_llm()
-        engine = await services.images.start_engine(DIFFUSION, threads=1)
+        engine = await services.client.engine.start(DIFFUSION, threads=1)
         assert (engine.state, engine.model_id, engine.accepting) == (ServerState.STOPPED, DIFFUSION, True)
         await services.untouched(llm)
         assert (await services.draw()).state is GenerationState.COMPLETE
-        assert (await services.images.get_engine()).threads == 1
+        assert (await services.client.engine.get()).threads == 1
         await services.back(llm)
 
 
@@ -252,10 +252,10 @@ async def test_where_memory_is_short_an_image_is_decoded_in_tiles(tmp_path: Path
     large = replace(IMAGE, width=512, height=512, vae_tiling=True)
     memory = await scarce(tmp_path, demo_models, large)
     async with house(tmp_path / "data", demo_models.diffusion, memory=memory) as services:
-        created = await services.images.create_generation(replace(TINY, width=512, height=512))
+        created = await services.client.images.create(replace(TINY, width=512, height=512))
         await diffusing(services, created.id)
-        assert (await services.images.get_engine()).options.vae_tiling
-        await services.images.cancel_generation(created.id)
+        assert (await services.client.engine.get()).options.vae_tiling
+        await services.client.images.cancel(created.id)
 
 
 async def test_images_that_follow_each_other_share_one_absence_of_the_llm(
@@ -270,12 +270,12 @@ async def test_images_that_follow_each_other_share_one_absence_of_the_llm(
         for _ in range(3):
             done = await services.draw()
             assert done.state is GenerationState.COMPLETE, done.error
-            pids.add((await services.images.get_engine()).pid)
-            saved = await services.manager.get_offloaded_llm()
+            pids.add((await services.client.engine.get()).pid)
+            saved = await services.client.orchestration.get_offloaded_llm()
             assert saved is not None
             absences.add(saved.save_time)
         assert len(pids - {None}) == len(pids) == len(absences) == 1
-        away = await services.manager.get_llm()
+        away = await services.client.llm.get()
         assert (away.state, away.offloaded, away.generation) == (ServerState.STOPPED, True, 1)
 
 
@@ -285,12 +285,12 @@ async def test_images_that_follow_each_other_share_one_absence_of_the_llm(
 async def test_ample_memory_is_shared_by_both(tmp_path: Path, demo_models: DemoModels) -> None:
     async with house(tmp_path, demo_models.llm, demo_models.diffusion) as services:
         llm = await services.start_llm()
-        assert not (await services.manager.plan_image_generation(IMAGE)).would_need_offload
+        assert not (await services.client.orchestration.plan_image_generation(IMAGE)).would_need_offload
         engines, sizes = [], []
         for edge in (64, 128):
             done = await services.draw(replace(TINY, width=edge, height=edge))
             assert done.state is GenerationState.COMPLETE, done.error
-            engines.append(await services.images.get_engine())
+            engines.append(await services.client.engine.get())
             sizes += [lease.ram_bytes for lease in await image_leases(services)]
         assert {engine.state for engine in engines} == {ServerState.RUNNING}
         assert len({engine.pid for engine in engines}) == 1
@@ -300,7 +300,7 @@ async def test_ample_memory_is_shared_by_both(tmp_path: Path, demo_models: DemoM
 
 async def image_leases(services: House) -> list[Lease]:
     """The leases of the image engine."""
-    leases = (await services.manager.list_leases()).leases
+    leases = (await services.client.orchestration.list_leases()).leases
     return [lease for lease in leases if lease.kind is TenantKind.IMAGE]
 
 
@@ -318,7 +318,7 @@ async def test_an_image_that_can_never_fit_costs_the_llm_nothing(tmp_path: Path,
     limit = memory["ram_limit_bytes"]
     async with house(tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory) as services:
         llm = await services.start_llm()
-        plan = await services.manager.plan_image_generation(NEVER_NEED)
+        plan = await services.client.orchestration.plan_image_generation(NEVER_NEED)
         assert (plan.possible, plan.would_need_offload, plan.departures, plan.placement) == (False, False, (), None)
         assert plan.required_bytes > plan.total_bytes == limit
         assert plan.suggestion
@@ -344,7 +344,7 @@ async def test_a_model_that_can_never_fit_is_not_started(tmp_path: Path, demo_mo
     async with house(tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory) as services:
         llm = await services.start_llm()
         with pytest.raises(InsufficientResourcesError) as refused:
-            await services.images.start_engine(DIFFUSION)
+            await services.client.engine.start(DIFFUSION)
         check_refusal(refused.value.metadata, limit)
         await services.untouched(llm)
 
@@ -353,7 +353,7 @@ async def test_the_one_call_form_says_why_it_does_not_fit(tmp_path: Path, demo_m
     memory = await scarce(tmp_path, demo_models)
     async with house(tmp_path / "data", demo_models.diffusion, memory=memory) as services:
         with pytest.raises(InsufficientResourcesError, match="Insufficient RAM"):
-            async for _ in services.images.generate(NEVER):
+            async for _ in services.client.images.stream(NEVER):
                 pass
 
 
@@ -365,15 +365,15 @@ async def test_an_llm_that_can_never_fit_costs_the_image_engine_nothing(
     huge = LlmConfig(context_size=131_072, parallel_requests=8, threads=1)
     async with house(tmp_path / "data", long, demo_models.llm, demo_models.diffusion, memory=memory) as services:
         assert (await services.draw()).state is GenerationState.COMPLETE
-        engine = await services.images.get_engine()
+        engine = await services.client.engine.get()
         with pytest.raises(InsufficientResourcesError) as refused:
             await services.start_llm("long", huge)
         check_refusal(refused.value.metadata, memory["ram_limit_bytes"])
-        assert await services.images.get_engine() == engine
-        assert (await services.manager.get_llm()).generation == 0
+        assert await services.client.engine.get() == engine
+        assert (await services.client.llm.get()).generation == 0
 
         assert (await services.draw()).state is GenerationState.COMPLETE
-        assert (await services.images.get_engine()).pid == engine.pid
+        assert (await services.client.engine.get()).pid == engine.pid
 
 
 # --- an image engine in the LLM's way
@@ -385,10 +385,10 @@ async def test_an_idle_image_engine_is_unloaded_for_an_llm(tmp_path: Path, demo_
         tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory, image_settings=for_ever
     ) as services:
         assert (await services.draw()).state is GenerationState.COMPLETE
-        assert (await services.images.get_engine()).state is ServerState.RUNNING
+        assert (await services.client.engine.get()).state is ServerState.RUNNING
         llm = await services.start_llm()
         assert llm.state is ServerState.RUNNING
-        engine = await services.images.get_engine()
+        engine = await services.client.engine.get()
         assert (engine.state, engine.last_event, engine.pid) == (ServerState.STOPPED, EngineEvent.UNLOADED, None)
         assert (await chat(llm))[0] == 200
 
@@ -396,7 +396,7 @@ async def test_an_idle_image_engine_is_unloaded_for_an_llm(tmp_path: Path, demo_
 async def test_an_llm_waits_for_the_image_that_is_being_made(tmp_path: Path, demo_models: DemoModels) -> None:
     memory = await scarce(tmp_path, demo_models)
     async with house(tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory) as services:
-        created = await services.images.create_generation(replace(TINY, steps=30))
+        created = await services.client.images.create(replace(TINY, steps=30))
         await diffusing(services, created.id)
         starting = asyncio.create_task(services.start_llm())
 
@@ -404,7 +404,7 @@ async def test_an_llm_waits_for_the_image_that_is_being_made(tmp_path: Path, dem
             return [lease.state for lease in await image_leases(services)] == [LeaseState.RECLAIM]
 
         await until(wanted_back)
-        assert not (await services.images.get_generation(created.id)).state.terminal
+        assert not (await services.client.images.get(created.id)).state.terminal
         assert not starting.done()
         done = await services.finished(created.id)
         assert done.state is GenerationState.COMPLETE, done.error
@@ -421,10 +421,10 @@ async def test_a_budget_of_vram_is_no_matter_to_an_engine_without_a_gpu(
     tmp_path: Path, demo_models: DemoModels
 ) -> None:
     async with house(tmp_path, demo_models.diffusion) as services:
-        engine = await services.images.start_engine(DIFFUSION, options=EngineOptions(max_vram_bytes=64 * MIB))
+        engine = await services.client.engine.start(DIFFUSION, options=EngineOptions(max_vram_bytes=64 * MIB))
         assert (engine.state, engine.variant) == (ServerState.RUNNING, "cpu")
         assert (await services.draw()).state is GenerationState.COMPLETE
-        assert (await services.images.get_engine()).pid == engine.pid
+        assert (await services.client.engine.get()).pid == engine.pid
 
 
 @pytest.mark.parametrize("configured", [False, True])
@@ -438,7 +438,7 @@ async def test_the_placement_follows_from_the_budget_of_vram(
         limit = {"vram_limit_bytes": budget} if configured else {}
         need = on_gpu() if configured else on_gpu(max_vram_bytes=budget)
         async with house(tmp_path / str(budget), demo_models.diffusion, memory=limit) as services:
-            plan = await services.manager.plan_image_generation(need)
+            plan = await services.client.orchestration.plan_image_generation(need)
             async with services.tenant(need) as tenant:
                 assert tenant.granted.placement == plan.placement
         return plan

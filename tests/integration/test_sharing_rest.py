@@ -135,7 +135,7 @@ async def test_a_chat_does_not_run_before_the_llm_is_back(tmp_path: Path, demo_m
                     assert answer.status == 200
                     assert [model["id"] for model in (await answer.json())["data"]] == [LLM]
             assert not chat.done()
-            assert (await services.manager.get_llm()).pid is None
+            assert (await services.client.llm.get()).pid is None
         assert (await chat)[0] == 200
         await services.back(llm)
 

@@ -16,7 +16,7 @@ import pytest
 
 from fakes.gateway import Rig, rig, running, until
 from fakes.image_worker import png
-from genaid_client import AsyncImageClient, ImageClient, NotFoundError
+from genaid_client import AsyncClient, Client, NotFoundError
 from genaid_client.tracing import set_request_id
 from genaid_server.kit.log import ServiceLog
 from support import GENAID, ONE_THREAD, STOP_TIMEOUT, clean_environment, kill_tree, running_genaid, wait_until
@@ -100,15 +100,15 @@ async def test_the_clients_send_the_id_of_their_context(logged: Logged) -> None:
 
     def ask() -> None:
         set_request_id("thread-1")
-        with ImageClient(address) as images, pytest.raises(NotFoundError):
-            images.get_generation("gen_none")
+        with Client(image=address) as client, pytest.raises(NotFoundError):
+            client.images.get("gen_none")
 
     thread = threading.Thread(target=ask)
     thread.start()
-    async with AsyncImageClient(address) as images:
+    async with AsyncClient(image=address) as client:
         set_request_id("task-1")
         with pytest.raises(NotFoundError):
-            await images.get_generation("gen_none")
+            await client.images.get("gen_none")
         set_request_id("")
     await until(lambda: not thread.is_alive())
     assert any("[thread-1]" in line and GET in line for line in logged.lines())

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from conftest import DemoModels
-from genaid_client import GenerationSpec, ImageClient, ModelNotFoundError, ResourceClient
+from genaid_client import Client, GenerationSpec, ModelNotFoundError
 from support import GENAID, ONE_THREAD, RunningGenaid, clean_environment, genaid, kill_tree, running_genaid, wait_until
 
 STOP_LIMIT = 5.0  # seconds, promised
@@ -46,9 +46,9 @@ def busy_genaid(data_dir: Path, model: Path) -> Iterator[tuple[RunningGenaid, li
     with running_genaid(data_dir) as running:
         imported = genaid("models", "import", str(model), "--data-dir", str(data_dir))
         assert imported.returncode == 0, imported.stderr
-        with ImageClient(running.ready["image"]) as images:
-            images.create_generation(GenerationSpec("a long cat", width=64, height=64, steps=200))
-            next(engine for engine in images.watch_engine() if engine.busy and engine.pid is not None)
+        with Client(image=running.ready["image"]) as client:
+            client.images.create(GenerationSpec("a long cat", width=64, height=64, steps=200))
+            next(engine for engine in client.engine.watch() if engine.busy and engine.pid is not None)
         engines = running.descendants()
         assert engines
         yield running, engines
@@ -66,11 +66,11 @@ def test_everything_serves_when_the_ready_file_is_there(tmp_path: Path) -> None:
         assert set(ready) == {"http", "resource", "image", "pid"}
         assert ready["pid"] == running.process.pid
         assert health(ready["http"])["status"] == "ok"
-        with ResourceClient(ready["resource"]) as models, ImageClient(ready["image"]) as images:
-            assert models.list_models() == []
+        with Client(resource=ready["resource"]) as models, Client(image=ready["image"]) as images:
+            assert models.models.list() == []
             places = {"resource": ready["resource"], "image": ready["image"], "gateway": ready["http"]}
-            assert models.get_version().addresses == places
-            assert images.get_engine().pid is None
+            assert models.system.get_version().addresses == places
+            assert images.engine.get().pid is None
         assert json.loads((data_dir / "run.json").read_bytes()) == ready
         assert all(place in running.output() for place in (ready["http"], ready["resource"], ready["image"]))
         assert "Ctrl-C stops it" in running.output()
@@ -188,10 +188,10 @@ def test_settings_come_from_options_the_environment_and_the_file(tmp_path: Path)
     def missing_model(*options: str, **environment: str) -> str:
         with (
             running_genaid(tmp_path / "data", "--config", str(config), *options, env=environment) as running,
-            ImageClient(running.ready["image"]) as images,
+            Client(image=running.ready["image"]) as client,
             pytest.raises(ModelNotFoundError) as refused,
         ):
-            images.create_generation(GenerationSpec("x"))
+            client.images.create(GenerationSpec("x"))
         return refused.value.message
 
     assert "'file'" in missing_model()

@@ -2,16 +2,29 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from genaid_client.errors import ConnectionFailedError, DeadlineError, GenaidError, InternalError, error_for
+from genaid_client.errors import (
+    ConnectionFailedError,
+    DeadlineError,
+    GenaidError,
+    InternalError,
+    NoAddressError,
+    error_for,
+)
+
+type Service = Literal["resource", "image"]
+"""A service, by the name of the client's argument that says where it is."""
 
 DOMAIN: Final = "genaid"
+
+GIVEN_CHANNEL: Final = "the end of the given channel"
+"""What errors name where a client was given a channel in place of an address."""
 
 OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.enable_http_proxy", 0),  # a proxy of the environment would take calls to this machine, too
@@ -36,6 +49,14 @@ def cut_off(address: str) -> ConnectionFailedError:
         f"The call to the genaid service at {address} was cut off: the service or this client was closed. "
         "Start the service with `genaid up` if it doesn't run, then call again.",
         {"address": address},
+    )
+
+
+def no_address(service: Service) -> NoAddressError:
+    """The error of a call to a service that the client was told no address of."""
+    name = {"resource": "resource manager", "image": "image worker"}[service]
+    return NoAddressError(
+        f"This client has no address of the {name}: give `{service}` where the client is made.", {"service": service}
     )
 
 

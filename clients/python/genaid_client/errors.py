@@ -111,6 +111,12 @@ class ConnectionFailedError(GenaidError):
     reason = "UNREACHABLE"
 
 
+class NoAddressError(GenaidError):
+    """The client was made without the address of the service that is called; `metadata["service"]` names it."""
+
+    reason = "NO_ADDRESS"
+
+
 class DeadlineError(GenaidError):
     """The service did not answer within the call's timeout. What was asked for may happen all the same."""
 

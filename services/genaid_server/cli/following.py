@@ -3,13 +3,13 @@
 import typer
 
 from genaid_client import (
+    Client,
     ConnectionFailedError,
     Download,
     DownloadError,
     DownloadPhase,
     Model,
     ModelType,
-    ResourceClient,
     raise_for_failure,
 )
 from genaid_server.cli.output import INTERRUPTED, print_json, printable, say
@@ -17,7 +17,7 @@ from genaid_server.cli.views.downloads import ShowDownload, download_view
 from genaid_server.cli.views.units import format_bytes
 
 
-def see_through(client: ResourceClient, download_id: str, *, as_json: bool) -> None:
+def see_through(client: Client, download_id: str, *, as_json: bool) -> None:
     """Show a download until it ends, and what came of it; Ctrl-C leaves it running.
 
     Raises what it failed with, DownloadError where somebody cancelled it, ConnectionFailedError where the server goes.
@@ -34,7 +34,7 @@ def see_through(client: ResourceClient, download_id: str, *, as_json: bool) -> N
     tell_result(download, as_json=as_json)
 
 
-def follow(client: ResourceClient, download_id: str, show: ShowDownload) -> Download:
+def follow(client: Client, download_id: str, show: ShowDownload) -> Download:
     """Watch a download to its end. Raises NotFoundError, and ConnectionFailedError where the server goes first."""
     gone = ConnectionFailedError(
         "The genaid service went away. The download goes on when it runs again (genaid up); "
@@ -42,7 +42,7 @@ def follow(client: ResourceClient, download_id: str, show: ShowDownload) -> Down
     )
     download: Download | None = None
     try:
-        for download in client.watch_download(download_id):
+        for download in client.downloads.watch(download_id):
             show(download)
     except ConnectionFailedError as error:
         if download is None:

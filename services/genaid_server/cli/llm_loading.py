@@ -10,7 +10,8 @@ from typing import Final
 import typer
 
 from genaid_client import (
-    AsyncResourceClient,
+    AsyncClient,
+    Client,
     EngineEvent,
     GenaidError,
     InvalidRequestError,
@@ -19,7 +20,6 @@ from genaid_client import (
     Model,
     ModelNotFoundError,
     ModelType,
-    ResourceClient,
     ServerBusyError,
     ServerError,
     ServerState,
@@ -33,7 +33,7 @@ MAX_KEY_FILE: Final = 4096  # bytes; a key has at most 256 characters
 LOADING: Final = "loading the model"
 OFFLOADED: Final = "The LLM makes room for another engine, and comes back by itself; waiting for it. Ctrl-C gives up."
 
-type Act = Callable[[AsyncResourceClient], Awaitable[Llm]]
+type Act = Callable[[AsyncClient], Awaitable[Llm]]
 type Tell = Callable[[str], None]
 
 
@@ -65,7 +65,7 @@ def load(address: str, act: Act) -> Llm:
 
 
 async def _shown(address: str, act: Act) -> Llm:
-    async with AsyncResourceClient(address) as client:
+    async with AsyncClient(resource=address) as client:
         following = asyncio.create_task(_follow(client))
         try:
             return await act(client)
@@ -74,10 +74,10 @@ async def _shown(address: str, act: Act) -> Llm:
             await asyncio.wait([following])
 
 
-async def _follow(client: AsyncResourceClient) -> None:
+async def _follow(client: AsyncClient) -> None:
     show: ShowWork | None = None  # no bar where nothing is to be loaded: it would flash up
     with suppress(GenaidError), ExitStack() as bar:  # whoever waits for the model is told the error as well
-        async with aclosing(client.watch_llm()) as states:
+        async with aclosing(client.llm.watch()) as states:
             async for now in states:
                 if now.state is ServerState.STARTING:
                     show = show or bar.enter_context(work_bar())
@@ -86,8 +86,8 @@ async def _follow(client: AsyncResourceClient) -> None:
 
 def _say_what_goes_on(address: str) -> None:
     try:
-        with ResourceClient(address, timeout=2) as client:
-            now = client.get_llm()
+        with Client(resource=address, timeout=2) as client:
+            now = client.llm.get()
     except GenaidError as error:
         say(f"Interrupted; what became of the LLM engine can't be told: {printable(error.message)}")
         return
@@ -101,14 +101,14 @@ def _say_what_goes_on(address: str) -> None:
         say(f"Interrupted; the LLM engine is {state_in_words(now)}.")
 
 
-async def ready_llm(client: AsyncResourceClient, model: str | None, api_key: str, tell: Tell = say) -> Llm:
+async def ready_llm(client: AsyncClient, model: str | None, api_key: str, tell: Tell = say) -> Llm:
     """The engine once it answers: the one that runs, loads, comes back or has crashed, or one that is started.
 
     That is done with `model`, or the only language model that is installed. `tell` gets what takes longer, in words.
     Raises ServerBusyError where another one runs; ModelNotFoundError and InvalidRequestError where it is not clear
-    which to start; else what `start_llm` raises.
+    which to start; else what `llm.start` raises.
     """
-    now = await client.get_llm()
+    now = await client.llm.get()
     if now.offloaded or now.state is ServerState.STARTING:
         _check_model(now, model)
         now = await _settled(client, tell)
@@ -116,9 +116,9 @@ async def ready_llm(client: AsyncResourceClient, model: str | None, api_key: str
         _check_model(now, model)
         return now
     if now.state is ServerState.CRASHED and model in (None, now.model_id):
-        return await client.restart_llm()  # with the options that it had, which are somebody's choice
-    chosen = model or only_language_model(await client.list_models(ModelType.LLM))
-    return await client.start_llm(chosen, serving=LlmServing(api_key=api_key) if api_key else None)
+        return await client.llm.restart()  # with the options that it had, which are somebody's choice
+    chosen = model or only_language_model(await client.models.list(ModelType.LLM))
+    return await client.llm.start(chosen, serving=LlmServing(api_key=api_key) if api_key else None)
 
 
 def wait_until_back(address: str, tell: Tell) -> Llm | None:
@@ -130,8 +130,8 @@ def wait_until_back(address: str, tell: Tell) -> Llm | None:
 
 
 async def _back(address: str, tell: Tell) -> Llm | None:
-    async with AsyncResourceClient(address) as client:
-        now = await client.get_llm()
+    async with AsyncClient(resource=address) as client:
+        now = await client.llm.get()
         return await _settled(client, tell) if now.offloaded else None
 
 
@@ -158,10 +158,10 @@ def _check_model(now: Llm, model: str | None) -> None:
         )
 
 
-async def _settled(client: AsyncResourceClient, tell: Tell) -> Llm:
+async def _settled(client: AsyncClient, tell: Tell) -> Llm:
     """The engine once it neither starts nor comes back any more. Raises ServerError where it did not load."""
     told = set()
-    async with aclosing(client.watch_llm()) as states:
+    async with aclosing(client.llm.watch()) as states:
         async for now in states:
             if now.offloaded:
                 for words in _why_it_waits(now):

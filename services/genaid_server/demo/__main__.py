@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from genaid_client import GenaidError, ResourceClient
+from genaid_client import Client, GenaidError
 from genaid_server.cli.inbox import placed
 from genaid_server.cli.views.progress import STAGE_NAMES, ShowWork, copy_bar, work_bar
 from genaid_server.demo.models import write_diffusion
@@ -63,8 +63,8 @@ def _demo(folder: Path) -> None:
     data_dir = folder / "data"
     with _genaid(data_dir, folder / "ready.json") as ready:
         print(f"It is ready: REST at {ready['http']}")
-        with ResourceClient(ready["resource"]) as client, placed(model, data_dir, copy_bar) as name:
-            client.import_model(name)
+        with Client(resource=ready["resource"]) as client, placed(model, data_dir, copy_bar) as name:
+            client.models.import_(name)
         url = f"{ready['http']}{GENERATIONS}"
         print(f"POST {url} {json.dumps(REQUEST)}")
         generation = _call(url, REQUEST)

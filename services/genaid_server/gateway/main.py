@@ -8,7 +8,7 @@ from typing import Final, cast
 
 from aiohttp import web
 
-from genaid_client import AsyncImageClient, AsyncResourceClient
+from genaid_client import AsyncClient
 from genaid_server.gateway.config import GatewaySettings
 from genaid_server.gateway.http import app, connection
 from genaid_server.gateway.images.mirror import Mirror
@@ -39,8 +39,8 @@ async def serve(
     try:
         address = settings.listen.with_port(listener.getsockname()[1])
         async with AsyncExitStack() as peers:
-            images = await peers.enter_async_context(AsyncImageClient(image))
-            mirror = await peers.enter_async_context(Mirror(images, clock=clock))
+            client = await peers.enter_async_context(AsyncClient(image=image))
+            mirror = await peers.enter_async_context(Mirror(client, clock=clock))
             relay = await _llm_relay(peers, resource, settings.hold_timeout_seconds) if resource else None
             runner = web.AppRunner(
                 app.build(mirror, relay, settings, heartbeat),
@@ -62,7 +62,7 @@ async def serve(
 
 
 async def _llm_relay(peers: AsyncExitStack, resource: str, hold_seconds: float) -> openai.LlmRelay:
-    client = await peers.enter_async_context(AsyncResourceClient(resource))
+    client = await peers.enter_async_context(AsyncClient(resource=resource))
     llm = await peers.enter_async_context(LlmMirror(client))
     session = await peers.enter_async_context(openai.open_session())
     return openai.LlmRelay(llm, session, hold_seconds)

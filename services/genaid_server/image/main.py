@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
-from genaid_client import AsyncResourceClient, ImageNeed, Model, ModelType
+from genaid_client import AsyncClient, ImageNeed, Model, ModelType
 from genaid_client import Lease as ClientLease
 from genaid_client import LeaseState as ClientLeaseState
 from genaid_client import errors as client_errors
@@ -38,20 +38,20 @@ _AWAY: Final = (client_errors.ConnectionFailedError, client_errors.DeadlineError
 class ModelsOfManager:
     """The model store, asked over its contract."""
 
-    def __init__(self, client: AsyncResourceClient) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def find(self, model_id: str) -> InstalledModel:
         """Return a model. Raises ModelNotFoundError; ServerError where the resource manager is away."""
         try:
-            return _installed(await self._client.get_model(model_id))
+            return _installed(await self._client.models.get(model_id))
         except client_errors.GenaidError as error:
             raise _translated(error) from error
 
     async def diffusion_models(self) -> Sequence[InstalledModel]:
         """Return every diffusion model. Raises ServerError where the resource manager is away."""
         try:
-            return [_installed(model) for model in await self._client.list_models(ModelType.DIFFUSION)]
+            return [_installed(model) for model in await self._client.models.list(ModelType.DIFFUSION)]
         except client_errors.GenaidError as error:
             raise _translated(error) from error
 
@@ -70,13 +70,13 @@ def _translated(error: client_errors.GenaidError) -> errors.DomainError:
 class LandlordOfManager:
     """The resource manager as the one who grants memory, asked over its contract."""
 
-    def __init__(self, client: AsyncResourceClient) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def has_room(self, need: Need) -> bool:
         """Whether it would be granted without anybody having to leave. Raises what `hold` raises."""
         try:
-            plan = await self._client.plan_image_generation(_image_need(need))
+            plan = await self._client.orchestration.plan_image_generation(_image_need(need))
         except client_errors.GenaidError as error:
             raise _refused(error) from error
         if not plan.possible:
@@ -95,7 +95,9 @@ class LandlordOfManager:
         the resource manager failed, as its LandlordAwayError where it does not answer.
         """
         try:
-            async with aclosing(self._client.hold_lease(tenant_id, _image_need(need), resident=resident)) as leases:
+            async with aclosing(
+                self._client.orchestration.hold_lease(tenant_id, _image_need(need), resident=resident)
+            ) as leases:
                 async for lease in leases:
                     yield _lease(lease)
         except client_errors.GenaidError as error:
@@ -104,7 +106,7 @@ class LandlordOfManager:
     async def report_use(self, lease_id: str, size: Size, peak_ram_bytes: int) -> None:
         """Tell that a use of the engine has ended. Raises what `hold` raises."""
         try:
-            await self._client.report_lease_use(
+            await self._client.orchestration.report_lease_use(
                 lease_id, width=size.width, height=size.height, peak_ram_bytes=peak_ram_bytes
             )
         except client_errors.GenaidError as error:
@@ -157,7 +159,7 @@ async def serve(config: ImageSettings, resource: str) -> AsyncIterator[Address]:
     calibration = Calibration(config.data_dir / "calibration.json")
     try:
         async with (
-            AsyncResourceClient(resource) as manager,
+            AsyncClient(resource=resource) as manager,
             Engine(
                 ModelsOfManager(manager),
                 LandlordOfManager(manager),

@@ -22,7 +22,7 @@ from genaid.common.v1 import engines_pb2
 from genaid.image.v1 import engine_pb2
 from genaid.resource.v1 import llm_pb2, orchestration_pb2, system_pb2
 from genaid_client import (
-    AsyncResourceClient,
+    AsyncClient,
     ImagePlacement,
     LeaseState,
     Llm,
@@ -412,7 +412,7 @@ def watched(*states: llm_pb2.Llm) -> list[llm_pb2.WatchLlmResponse]:
 
 
 async def ready(address: str, tell: Callable[[str], None], model: str | None = None) -> Llm:
-    async with AsyncResourceClient(address) as client:
+    async with AsyncClient(resource=address) as client:
         return await ready_llm(client, model, "", tell)
 
 

@@ -20,7 +20,7 @@ from genaid.common.v1 import engines_pb2, logs_pb2
 from genaid.image.v1 import engine_pb2
 from genaid.resource.v1 import llm_pb2, models_pb2, system_pb2
 from genaid_client import (
-    AsyncResourceClient,
+    AsyncClient,
     GenaidError,
     InvalidRequestError,
     Llm,
@@ -370,7 +370,7 @@ async def test_the_log_is_forgotten(genaid: Genaid, script: Script) -> None:
 
 
 async def ready(address: str, model: str | None = None, key: str = "") -> Llm:
-    async with AsyncResourceClient(address) as client:
+    async with AsyncClient(resource=address) as client:
         return await ready_llm(client, model, key)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from genaid_client import Download, ResourceClient
+from genaid_client import Client, Download
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
@@ -44,8 +44,8 @@ def list_downloads(
     as_json: options.AsJson = False,
 ) -> None:
     """List the downloads that are under way, the newest first."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        found = client.list_downloads(active_only=not everything)
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        found = client.downloads.list(active_only=not everything)
     if as_json:
         print_json(found)
     elif found:
@@ -64,8 +64,8 @@ def show_download(
     as_json: options.AsJson = False,
 ) -> None:
     """Show one download."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        download = client.get_download(download_id)
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        download = client.downloads.get(download_id)
     if as_json:
         print_json(download)
     else:
@@ -83,7 +83,7 @@ def watch_download(
 
     Ctrl-C leaves it running. It ends like `genaid pull`: with the model's id, or with what went wrong.
     """
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
         see_through(client, download_id, as_json=as_json)
 
 
@@ -95,8 +95,8 @@ def cancel_download(
     as_json: options.AsJson = False,
 ) -> None:
     """End a download and remove what it has fetched."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        download = client.cancel_download(download_id)
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        download = client.downloads.cancel(download_id)
     if as_json:
         print_json(download)
     else:

@@ -5,15 +5,14 @@ from typing import Annotated
 import typer
 
 from genaid_client import (
-    AsyncImageClient,
+    AsyncClient,
+    Client,
     Engine,
     EngineOptions,
     Generation,
     GenerationState,
-    ImageClient,
     InvalidRequestError,
     LogEntry,
-    ResourceClient,
 )
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
@@ -59,12 +58,12 @@ def start(
     as_json: options.AsJson = False,
 ) -> None:
     """Load a model; returns when it is loaded."""
-    with ImageClient(find_server(data_dir, image=image).image) as client:
-        chosen = model or client.get_engine().model_id
+    with Client(image=find_server(data_dir, image=image).image) as client:
+        chosen = model or client.engine.get().model_id
         if not chosen:
             raise InvalidRequestError("Which model? Choose one with --model ID; genaid models list shows them.")
         with waiting_bar(f"loading {chosen}"):
-            started = client.start_engine(
+            started = client.engine.start(
                 chosen,
                 threads=threads,
                 options=EngineOptions(
@@ -85,8 +84,8 @@ def start(
 @engine.command("stop", cls=Command)
 def stop(image: options.ImageServer = None, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Cancel what it does, free its memory, and refuse images until it is started again."""
-    with ImageClient(find_server(data_dir, image=image).image) as client:
-        stopped = client.stop_engine()
+    with Client(image=find_server(data_dir, image=image).image) as client:
+        stopped = client.engine.stop()
     _print_engine(stopped, as_json=as_json)
 
 
@@ -95,8 +94,8 @@ def engine_status(
     image: options.ImageServer = None, data_dir: options.DataDir = None, as_json: options.AsJson = False
 ) -> None:
     """Show what the engine does."""
-    with ImageClient(find_server(data_dir, image=image).image) as client:
-        now = client.get_engine()
+    with Client(image=find_server(data_dir, image=image).image) as client:
+        now = client.engine.get()
     _print_engine(now, as_json=as_json)
 
 
@@ -109,12 +108,12 @@ def logs(
     as_json: options.AsJson = False,
 ) -> None:
     """Show what the engine has printed; with --json an object a line."""
-    with ImageClient(find_server(data_dir, image=image).image) as client:
-        entries = client.list_engine_logs(lines)
+    with Client(image=find_server(data_dir, image=image).image) as client:
+        entries = client.engine.list_logs(lines)
         for entry in entries:
             print_log_entry(entry, as_json=as_json)
         if follow:
-            for entry in client.tail_engine_logs(entries[-1].sequence + 1 if entries else None):
+            for entry in client.engine.tail_logs(entries[-1].sequence + 1 if entries else None):
                 print_log_entry(entry, as_json=as_json)
 
 
@@ -130,15 +129,15 @@ def status(
     That is: where the services listen, what the engines do, how they share memory, and the images that are being made.
     """
     server = find_server(data_dir, image=image, resource=resource)
-    with ImageClient(server.image) as client:
-        now = client.get_engine()
+    with Client(image=server.image) as client:
+        now = client.engine.get()
         unfinished = [
-            *client.list_generations(GenerationState.IN_PROGRESS),
-            *client.list_generations(GenerationState.PENDING),
+            *client.images.list(GenerationState.IN_PROGRESS),
+            *client.images.list(GenerationState.PENDING),
         ]
-    with ResourceClient(server.resource) as manager:
-        llm = manager.get_llm()
-        leases, offloaded = manager.list_leases(), manager.get_offloaded_llm()
+    with Client(resource=server.resource) as manager:
+        llm = manager.llm.get()
+        leases, offloaded = manager.orchestration.list_leases(), manager.orchestration.get_offloaded_llm()
     if as_json:
         told = {"server": server, "engine": now, "llm": as_object(llm), "generations": unfinished, "leases": leases}
         print_json({**told, "offloaded": lease_view.offloaded_as_object(offloaded)})
@@ -152,13 +151,13 @@ def status(
         _print_generation(generation)
 
 
-async def start_with_model(client: AsyncImageClient, model_id: str) -> None:
+async def start_with_model(client: AsyncClient, model_id: str) -> None:
     """Select a model to draw with; one that is selected already keeps its settings."""
-    now = await client.get_engine()
+    now = await client.engine.get()
     if now.model_id == model_id and now.accepting:
         return
     with waiting_bar(f"loading {model_id}"):
-        await client.start_engine(model_id, replace=True)
+        await client.engine.start(model_id, replace=True)
 
 
 def _print_server(server: Server) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from genaid_client import (
     AlreadyTerminalError,
-    AsyncImageClient,
+    AsyncClient,
     BackendError,
     GenaidError,
     Generation,
@@ -157,14 +157,14 @@ def _check_folder(out: Path | None) -> None:
 
 
 async def _generate(address: str, spec: GenerationSpec, model: str | None) -> Drawn:
-    async with AsyncImageClient(address) as client:
+    async with AsyncClient(image=address) as client:
         if model is not None:
             await start_with_model(client, model)
         with work_bar() as show:
             return await draw(client, spec, lambda now: show(describe(now), percentage(now), detail(now)))
 
 
-async def draw(client: AsyncImageClient, spec: GenerationSpec, show: Callable[[Generation], None]) -> Drawn:
+async def draw(client: AsyncClient, spec: GenerationSpec, show: Callable[[Generation], None]) -> Drawn:
     """Make images, telling `show` of each change. Being cancelled cancels the generation first.
 
     Raises BackendError where the generation failed or somebody else cancelled it, and ServerError where the image
@@ -173,7 +173,7 @@ async def draw(client: AsyncImageClient, spec: GenerationSpec, show: Callable[[G
     generation: Generation | None = None
     images: list[Image] = []
     try:
-        async with aclosing(client.generate(spec)) as parts:
+        async with aclosing(client.images.stream(spec)) as parts:
             async for part in parts:
                 if isinstance(part, Image):
                     images.append(part)
@@ -192,13 +192,13 @@ async def draw(client: AsyncImageClient, spec: GenerationSpec, show: Callable[[G
     return Drawn(generation, images)
 
 
-async def _cancel(client: AsyncImageClient, generation: Generation | None) -> None:
+async def _cancel(client: AsyncClient, generation: Generation | None) -> None:
     """Return when nothing computes any more; the server cancels by itself as well, because the stream has ended."""
     if generation is None:  # its id is not known yet, so there is nothing to wait for
         say("Cancelled.")
         return
     try:
-        await client.cancel_generation(generation.id)
+        await client.images.cancel(generation.id)
     except (NotFoundError, AlreadyTerminalError):  # it has ended, and may be forgotten already
         pass
     except GenaidError as error:

@@ -5,15 +5,7 @@ from typing import Annotated
 
 import typer
 
-from genaid_client import (
-    AsyncResourceClient,
-    CacheType,
-    ConnectionFailedError,
-    Llm,
-    LlmConfig,
-    LlmServing,
-    ResourceClient,
-)
+from genaid_client import AsyncClient, CacheType, Client, ConnectionFailedError, Llm, LlmConfig, LlmServing
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.commands.engine import print_log_entry
@@ -98,8 +90,8 @@ def start(
     )
     server = find_server(data_dir, resource=resource)
 
-    async def begin(client: AsyncResourceClient) -> Llm:
-        return await client.start_llm(model, config=config, serving=serving, replace=replace)
+    async def begin(client: AsyncClient) -> Llm:
+        return await client.llm.start(model, config=config, serving=serving, replace=replace)
 
     with log_below(as_json=as_json):
         started = load(server.resource, begin)
@@ -111,8 +103,8 @@ def stop(
     resource: options.ResourceServer = None, data_dir: options.DataDir = None, as_json: options.AsJson = False
 ) -> None:
     """Stop the engine, and free its memory."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client, waiting_bar("stopping"):
-        stopped = client.stop_llm()
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client, waiting_bar("stopping"):
+        stopped = client.llm.stop()
     _print_llm(stopped, as_json=as_json)
 
 
@@ -123,7 +115,7 @@ def restart(
     """Stop the engine, and start it again with the same model and options."""
     server = find_server(data_dir, resource=resource)
     with log_below(as_json=as_json):
-        started = load(server.resource, lambda client: client.restart_llm())
+        started = load(server.resource, lambda client: client.llm.restart())
     _print_llm(started, as_json=as_json)
 
 
@@ -132,8 +124,8 @@ def status(
     resource: options.ResourceServer = None, data_dir: options.DataDir = None, as_json: options.AsJson = False
 ) -> None:
     """Show what the engine does."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        now = client.get_llm()
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        now = client.llm.get()
     _print_llm(now, as_json=as_json)
 
 
@@ -151,22 +143,22 @@ def logs(
     """Show what the engine has printed; with --json an object a line."""
     if clear and (follow or lines is not None):
         raise typer.BadParameter("It shows nothing; leave -n and -f out.", param_hint="--clear")
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
         if clear:
-            client.clear_llm_logs()
+            client.llm.clear_logs()
             if not as_json:
                 say("The log of the LLM engine is empty now.")
             return
-        entries = client.list_llm_logs(lines)
+        entries = client.llm.list_logs(lines)
         for entry in entries:
             print_log_entry(entry, as_json=as_json)
         if follow:
             _follow(client, entries[-1].sequence + 1 if entries else None, as_json=as_json)
 
 
-def _follow(client: ResourceClient, from_sequence: int | None, *, as_json: bool) -> None:
+def _follow(client: Client, from_sequence: int | None, *, as_json: bool) -> None:
     try:
-        with closing(client.tail_llm_logs(from_sequence)) as entries:
+        with closing(client.llm.tail_logs(from_sequence)) as entries:
             for entry in entries:
                 print_log_entry(entry, as_json=as_json)
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from genaid_client import ImageNeed, ResourceClient
+from genaid_client import Client, ImageNeed
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
@@ -41,8 +41,8 @@ def plan(
     Nothing is changed. The exit status is 1 where it can't be made.
     """
     need = ImageNeed(model_id=model, width=width, height=height, variant=variant)
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        found = client.plan_image_generation(need)
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        found = client.orchestration.plan_image_generation(need)
     if as_json:
         print_json(found)
     else:
@@ -56,8 +56,8 @@ def leases(
     resource: options.ResourceServer = None, data_dir: options.DataDir = None, as_json: options.AsJson = False
 ) -> None:
     """Show which engines hold memory, and how much there is to share."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        found = client.list_leases()
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        found = client.orchestration.list_leases()
     if as_json:
         print_json(found)
         return
@@ -74,8 +74,8 @@ def offloaded(
     resource: options.ResourceServer = None, data_dir: options.DataDir = None, as_json: options.AsJson = False
 ) -> None:
     """Show the LLM that was offloaded and comes back; with --json null where there is none."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        now = client.get_offloaded_llm()
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        now = client.orchestration.get_offloaded_llm()
     if as_json:
         print_json(lease_view.offloaded_as_object(now))
     elif now is None:
@@ -89,8 +89,8 @@ def forget(
     resource: options.ResourceServer = None, data_dir: options.DataDir = None, as_json: options.AsJson = False
 ) -> None:
     """Give up on the LLM that was offloaded: it stays stopped."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client, waiting_bar("forgetting"):
-        forgotten = client.forget_offloaded_llm()
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client, waiting_bar("forgetting"):
+        forgotten = client.orchestration.forget_offloaded_llm()
     if as_json:
         print_json({"forgotten": forgotten})
     else:

@@ -6,14 +6,7 @@ from typing import Annotated
 
 import typer
 
-from genaid_client import (
-    MetadataStrategy,
-    ModelType,
-    ResourceClient,
-    ServerError,
-    Verification,
-    VerifyProgress,
-)
+from genaid_client import Client, MetadataStrategy, ModelType, ServerError, Verification, VerifyProgress
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
@@ -59,10 +52,10 @@ def import_model(
     The file stays where it is; on the same file system, both share their room on the disk.
     """
     server = find_server(data_dir, resource=resource)
-    with ResourceClient(server.resource) as client:
-        client.list_models()  # before gigabytes are copied: does anybody answer?
+    with Client(resource=server.resource) as client:
+        client.models.list()  # before gigabytes are copied: does anybody answer?
         with placed(file, server.data_dir, copy_bar) as bare_name, waiting_bar(f"checking {file.name}"):
-            model = client.import_model(bare_name, name=name, type=kind, model_id=model_id)
+            model = client.models.import_(bare_name, name=name, type=kind, model_id=model_id)
     if as_json:
         print_json(model)
         return
@@ -78,8 +71,8 @@ def list_models(
     as_json: options.AsJson = False,
 ) -> None:
     """List the installed models."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        found = client.list_models(kind)
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        found = client.models.list(kind)
     if as_json:
         print_json(found)
     elif not found:
@@ -98,9 +91,9 @@ def show_model(
     as_json: options.AsJson = False,
 ) -> None:
     """Show one model."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        model = client.get_model(model_id)
-        header = client.get_raw_metadata(model_id) if raw else {}
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        model = client.models.get(model_id)
+        header = client.models.get_raw_metadata(model_id) if raw else {}
     if as_json:
         print_json({**asdict(model), "raw_metadata": header} if raw else model)
         return
@@ -121,7 +114,7 @@ def verify_model(
 
     The exit status is 1 where one is not. It reads all of them: about a second a gigabyte.
     """
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
         found = _verify(client, model_id)
     if as_json:
         print_json({"id": model_id, "result": found.result, "files": found.files})
@@ -144,8 +137,8 @@ def refresh_model(
 ) -> None:
     """Read the header of a model's file anew."""
     server = find_server(data_dir, resource=resource)
-    with ResourceClient(server.resource) as client, waiting_bar(f"reading the header of {model_id}"):
-        model = client.refresh_model_metadata(model_id, source)
+    with Client(resource=server.resource) as client, waiting_bar(f"reading the header of {model_id}"):
+        model = client.models.refresh_metadata(model_id, source)
     if as_json:
         print_json(model)
     else:
@@ -160,18 +153,18 @@ def remove_model(
     as_json: options.AsJson = False,
 ) -> None:
     """Remove a model and its files from the store."""
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        client.delete_model(model_id)
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        client.models.delete(model_id)
     if as_json:
         print_json({"id": model_id})
     else:
         say(f"Removed {model_id}.")
 
 
-def _verify(client: ResourceClient, model_id: str) -> VerifyProgress:
+def _verify(client: Client, model_id: str) -> VerifyProgress:
     found: VerifyProgress | None = None
     with bytes_bar(f"verifying {model_id}") as show:
-        for found in client.verify_model(model_id):
+        for found in client.models.verify(model_id):
             show(found.bytes_done, found.bytes_total)
     if found is None or found.result is None:
         raise ServerError("The server stopped verifying before it was done; try again.")

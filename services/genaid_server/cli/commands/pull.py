@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from genaid_client import DownloadSpec, ModelType, ResourceClient
+from genaid_client import Client, DownloadSpec, ModelType
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
@@ -59,9 +59,9 @@ def pull(
     The server downloads it: Ctrl-C, or closing the terminal, leaves it running. The model's id is printed on stdout.
     """
     spec = DownloadSpec(items(_parse(source), component or [], checksum or ""), name, kind, model_id)
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
         try:
-            download = client.create_download(spec)
+            download = client.downloads.create(spec)
         except KeyboardInterrupt:
             say("Interrupted. Where the server has accepted the download already, this shows it: genaid downloads")
             raise typer.Exit(INTERRUPTED) from None

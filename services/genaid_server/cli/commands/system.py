@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from genaid_client import CacheType, ConnectionFailedError, LlmConfig, ResourceClient
+from genaid_client import CacheType, Client, ConnectionFailedError, LlmConfig
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import find_server
@@ -63,7 +63,7 @@ def show(
         raise typer.BadParameter("--watch measures anew each time; leave --refresh out.", param_hint="--refresh")
     if interval is not None and not watch:
         raise typer.BadParameter("It is for --watch.", param_hint="--interval")
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
         if watch:
             _watch(client, interval, as_json=as_json)
         else:
@@ -100,8 +100,8 @@ def check(
         cache_type_k=cache_type,
         cache_type_v=cache_type,
     )
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        found = client.check_model(
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        found = client.system.check_model(
             model,
             check_total_memory=total,
             llm_config=_unless_empty(config),
@@ -133,8 +133,8 @@ def recommend(
     What is given is kept, and the rest chosen around it.
     """
     wishes = LlmConfig(context_size=context, gpu_layers=gpu_layers, parallel_requests=parallel)
-    with ResourceClient(find_server(data_dir, resource=resource).resource) as client:
-        found = client.recommend_llm_config(model, _unless_empty(wishes))
+    with Client(resource=find_server(data_dir, resource=resource).resource) as client:
+        found = client.system.recommend_llm_config(model, _unless_empty(wishes))
     if as_json:
         print_json(found)
         return
@@ -149,9 +149,9 @@ def _unless_empty(config: LlmConfig) -> LlmConfig | None:
     return None if config == LlmConfig() else config
 
 
-def _show(client: ResourceClient, *, refresh: bool, as_json: bool) -> None:
-    machine = client.get_capabilities(refresh)
-    memory = client.get_memory()
+def _show(client: Client, *, refresh: bool, as_json: bool) -> None:
+    machine = client.system.get_capabilities(refresh)
+    memory = client.system.get_memory()
     if as_json:
         print_json({"capabilities": machine, "memory": memory})
         return
@@ -168,9 +168,12 @@ def _show(client: ResourceClient, *, refresh: bool, as_json: bool) -> None:
     print_details(("note", note) for note in memory.notes if note not in machine.notes)
 
 
-def _watch(client: ResourceClient, interval: float | None, *, as_json: bool) -> None:
+def _watch(client: Client, interval: float | None, *, as_json: bool) -> None:
     try:
-        with system_view.memory_view(as_json=as_json) as show_memory, closing(client.watch_memory(interval)) as states:
+        with (
+            system_view.memory_view(as_json=as_json) as show_memory,
+            closing(client.system.watch_memory(interval)) as states,
+        ):
             for memory in states:
                 show_memory(memory)
     except KeyboardInterrupt:

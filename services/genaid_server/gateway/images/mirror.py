@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Final, cast
 
 from genaid_client import (
-    AsyncImageClient,
+    AsyncClient,
     ConnectionFailedError,
     Engine,
     GenaidError,
@@ -67,7 +67,7 @@ class Mirror:
 
     def __init__(
         self,
-        client: AsyncImageClient,
+        client: AsyncClient,
         *,
         clock: Callable[[], float] = time.monotonic,
         cache_bytes: int = CACHE_BYTES,
@@ -97,7 +97,7 @@ class Mirror:
         """Whether an image is being made or a generation waits."""
         engine = self._engine
         if engine is None:
-            engine = await self._flights.share("engine now", self._client.get_engine)
+            engine = await self._flights.share("engine now", self._client.engine.get)
         return engine.busy or bool(self._following)
 
     async def create(self, spec: GenerationSpec) -> Generation:
@@ -125,7 +125,7 @@ class Mirror:
     async def image(self, generation_id: str, index: int) -> bytes:
         """The PNG of one image of a complete generation."""
         return await self._flights.share(
-            ("image", generation_id, index), lambda: self._client.get_image(generation_id, index)
+            ("image", generation_id, index), lambda: self._client.images.get_image(generation_id, index)
         )
 
     async def watch(self, generation_id: str) -> AsyncGenerator[Generation, None]:
@@ -156,16 +156,16 @@ class Mirror:
 
     async def _ask(self, generation_id: str) -> _Entry:
         try:
-            return self._learn(await self._client.get_generation(generation_id))
+            return self._learn(await self._client.images.get(generation_id))
         except NotFoundError:
             self._forget(generation_id)
             raise
 
     async def _create(self, spec: GenerationSpec) -> Generation:
-        return self._learn(await self._client.create_generation(spec)).generation
+        return self._learn(await self._client.images.create(spec)).generation
 
     async def _cancel(self, generation_id: str) -> Generation:
-        return self._learn(await self._client.cancel_generation(generation_id)).generation
+        return self._learn(await self._client.images.cancel(generation_id)).generation
 
     def _learn(self, generation: Generation) -> _Entry:
         entry = self._entries.get(generation.id)
@@ -206,7 +206,7 @@ class Mirror:
         generation_id = entry.generation.id
         lost: GenaidError = ConnectionFailedError("The image worker ended the watch.")
         try:
-            async with aclosing(self._client.watch_generation(generation_id)) as generations:
+            async with aclosing(self._client.images.watch(generation_id)) as generations:
                 async for generation in generations:
                     self._update(entry, generation)
         except GenaidError as error:
@@ -220,7 +220,7 @@ class Mirror:
     async def _build(self, entry: _Entry) -> bytes:
         generation = entry.generation
         try:
-            images = [await self._client.get_image(generation.id, info.index) for info in generation.images]
+            images = [await self._client.images.get_image(generation.id, info.index) for info in generation.images]
         except NotFoundError:
             self._forget(generation.id)
             raise
@@ -246,7 +246,7 @@ class Mirror:
         failures = 0
         while True:
             try:
-                async with aclosing(self._client.watch_engine()) as engines:
+                async with aclosing(self._client.engine.watch()) as engines:
                     async for engine in engines:
                         self._engine = engine
                         failures = 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, cast
 
-from genaid_client import AsyncResourceClient, GenaidError, Llm, ServerState
+from genaid_client import AsyncClient, GenaidError, Llm, ServerState
 from genaid_server.gateway.http.errors import RETRY_AFTER, SERVER_BUSY, SERVER_ERROR, ApiError, from_client
 from genaid_server.gateway.http.single_flight import Flights
 from genaid_server.kit.backoff import Backoff
@@ -68,7 +68,7 @@ def _patience(llm: Llm) -> float:
 class LlmMirror:
     """Knows the LLM engine from the resource manager; use it in an `async with`."""
 
-    def __init__(self, client: AsyncResourceClient) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._views: Watchable[View | None] = Watchable(None)
         self._ended = False
@@ -139,7 +139,7 @@ class LlmMirror:
     async def _ask(self) -> Llm:
         """The engine, while it can't be watched. Raises ApiError (503)."""
         try:
-            return await self._flights.share("llm now", self._client.get_llm)
+            return await self._flights.share("llm now", self._client.llm.get)
         except GenaidError as error:
             raise from_client(error, "resource manager") from error
 
@@ -151,7 +151,7 @@ class LlmMirror:
         failures = 0
         while True:
             try:
-                async with aclosing(self._client.watch_llm()) as states:
+                async with aclosing(self._client.llm.watch()) as states:
                     async for llm in states:
                         self._learn(llm)
                         failures = 0
