@@ -24,7 +24,7 @@ from genaid_server import settings as configuration
 from genaid_server.resource import main as resource
 from worker import children
 
-PATIENCE = 30.0  # seconds; a bound for a machine that is busy, not an expectation
+PATIENCE = 100.0  # seconds; a bound for a machine that is busy, not an expectation
 EVERYTHING = 100_000
 """More lines than any log keeps."""
 IMAGE = ImageNeed("diffusion", 64, 64)

@@ -16,6 +16,7 @@ from genaid_server.resource.core.system.machine import Machine
 TESTS: Final = Path(__file__).parent
 MACHINES: Final = TESTS / "golden" / "machines"
 FAKES: Final = TESTS / "fakes"
+PATIENCE: Final = 60.0  # seconds; for a machine that is busy
 
 
 def names() -> list[str]:
@@ -45,6 +46,7 @@ def materialize(name: str, folder: Path) -> Machine:
         memory=lambda: (record["memory"][0], record["memory"][1]),
         probe_command=(sys.executable, "-P", str(FAKES / "probe.py"), "--root", str(root)),
         probe_env=_environment(record, folder),
+        program_timeout=PATIENCE,
     )
 
 

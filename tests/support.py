@@ -61,14 +61,17 @@ class RunningGenaid:
 
 
 @contextmanager
-def running_genaid(data_dir: Path, *args: str, env: Mapping[str, str] | None = None) -> Iterator[RunningGenaid]:
+def running_genaid(
+    data_dir: Path, *args: str, env: Mapping[str, str] | None = None, command: Sequence[str] = GENAID
+) -> Iterator[RunningGenaid]:
     """Run `genaid up` on free ports with a data directory of its own; it has ended when the block ends.
 
-    `args` are further options, and win over those that are set here; `env` is added to the environment.
+    `args` are further options, and win over those that are set here; `env` is added to the environment; `command` is
+    the `genaid` to run.
     """
     with tempfile.TemporaryDirectory(prefix="genaid-test-", ignore_cleanup_errors=True) as folder:
         ready_file, log = Path(folder) / "ready.json", Path(folder) / "stderr.log"
-        with start_up(data_dir, ready_file, log, args, env) as process:
+        with start_up(data_dir, ready_file, log, args, env, command) as process:
             wait_until(ready_file.exists, process, log)
             ready = json.loads(ready_file.read_bytes())
             running = RunningGenaid(process, ready, ready_file, data_dir, log)
@@ -78,13 +81,18 @@ def running_genaid(data_dir: Path, *args: str, env: Mapping[str, str] | None = N
 
 @contextmanager
 def start_up(
-    data_dir: Path, ready_file: Path, log: Path, args: Sequence[str] = (), env: Mapping[str, str] | None = None
+    data_dir: Path,
+    ready_file: Path,
+    log: Path,
+    args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    command: Sequence[str] = GENAID,
 ) -> "Iterator[subprocess.Popen[bytes]]":
     """Start `genaid up` on free ports, without waiting for it; whatever is left of it is killed after the block.
 
     Its stdin is a pipe, and it ends when that is closed: so it can't outlive the tests.
     """
-    argv = [*GENAID, "up", "--data-dir", str(data_dir), "--ready-file", str(ready_file), "--exit-with-parent"]
+    argv = [*command, "up", "--data-dir", str(data_dir), "--ready-file", str(ready_file), "--exit-with-parent"]
     for service in ("--http", "--resource", "--image"):
         argv += [service, "127.0.0.1:0"]
     with (

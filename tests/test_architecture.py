@@ -13,7 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SERVICES, CLIENTS = ROOT / "services", ROOT / "clients" / "python"
 GENERATED = CLIENTS / "genaid"
-MAX_LINES, MAX_TEST_LINES = 600, 800
+MAX_LINES, MAX_TEST_LINES = 400, 800
+LONGER = {
+    "services/genaid_server/image/core/generations.py": 442,
+    "services/genaid_server/image/core/tenancy.py": 423,
+}
+"""Files that are longer than they should be; none of them may grow, and no other one joins them."""
 
 GRPC = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "google")
 WIRE = (*GRPC, "aiohttp", "genaid", "genaid_client")
@@ -202,9 +207,15 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def longest(path: Path) -> int:
+    """How many lines a file may have."""
+    ours = SERVICES in path.parents or CLIENTS in path.parents
+    return LONGER.get(name(path), MAX_LINES if ours else MAX_TEST_LINES)
+
+
 OURS = [path for path in files(SERVICES, CLIENTS) if GENERATED not in path.parents]
 EVERYTHING = [*OURS, *files(ROOT / "tests", ROOT / "scripts", ROOT / "bench")]
-PACKAGES = sorted({path.parent for path in OURS})
+PACKAGES = sorted({path.parent for path in OURS} - {CLIENTS})
 
 
 @pytest.mark.parametrize("path", list(files(SERVICES, CLIENTS)), ids=name)
@@ -219,7 +230,7 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", EVERYTHING, ids=name)
 def test_a_file_can_be_read_at_a_sitting_and_promises_nothing(path: Path) -> None:
     source = path.read_text("utf-8")
-    assert len(source.splitlines()) <= (MAX_TEST_LINES if ROOT / "tests" in path.parents else MAX_LINES)
+    assert len(source.splitlines()) <= longest(path)
     assert leftovers(source) == []
 
 

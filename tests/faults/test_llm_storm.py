@@ -90,7 +90,7 @@ async def settled(service: LlmService) -> Llm:
     return await service.until(lambda llm: llm.state in (ServerState.RUNNING, ServerState.STOPPED))
 
 
-async def weather(service: LlmService, calls: int, seed: int) -> None:
+async def weather(service: LlmService, calls: int, seed: int) -> Tally:
     tally = await storm(service, calls, seed)
     allowed = (
         "The LLM engine was stopped.",
@@ -99,7 +99,6 @@ async def weather(service: LlmService, calls: int, seed: int) -> None:
     )
     assert all(message.startswith(allowed) for message in tally.refused), tally.refused
     assert sum(tally.done.values()) + len(tally.refused) == CLIENTS * calls
-    assert tally.done["start"] > 0 or tally.refused  # a model that loads slowly is always replaced by the next
     await settled(service)
     await assert_true(service)
     llm = await service.client.llm.start("llm", config=OPTIONS[0], replace=True)
@@ -112,13 +111,16 @@ async def weather(service: LlmService, calls: int, seed: int) -> None:
     await assert_true(service)
     await service.client.llm.stop()
     await assert_true(service)
+    return tally
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the fake program is started by a shell script")
-async def test_two_hundred_calls_with_a_fake_engine(tmp_path: Path, demo_models: DemoModels) -> None:
+@pytest.mark.parametrize("calls", [5, pytest.param(25, marks=pytest.mark.long)])
+async def test_many_calls_with_a_fake_engine(tmp_path: Path, demo_models: DemoModels, calls: int) -> None:
     program = fake_program(tmp_path)
     async with llm_service(tmp_path / "data", demo_models.llm, program=program.name) as service:
-        await weather(service, calls=25, seed=1)
+        tally = await weather(service, calls=calls, seed=1)
+    assert tally.done["start"] > 0 or calls < 25  # of a few, each may be overtaken by the next
     assert children() == []
 
 

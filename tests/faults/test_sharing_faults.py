@@ -162,6 +162,7 @@ CASES: Final = {
 """An engine can be killed only when it has a process."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", CASES)
 async def test_kill_9_at_every_step(tmp_path: Path, demo_models: DemoModels, victim: Victim) -> None:
     async with three_services(tmp_path, demo_models) as services:
@@ -174,6 +175,7 @@ async def test_kill_9_at_every_step(tmp_path: Path, demo_models: DemoModels, vic
         assert (await services.chat(max_tokens=4))[0] == 200
 
 
+@pytest.mark.long
 async def test_kill_9_of_the_gateway_at_every_step(tmp_path: Path, demo_models: DemoModels) -> None:
     """Neither engine depends on it, so it is killed again and again while one image is made."""
     async with three_services(tmp_path, demo_models) as services:
@@ -195,7 +197,7 @@ async def test_kill_9_of_the_gateway_at_every_step(tmp_path: Path, demo_models: 
         assert (await services.chat(max_tokens=4))[0] == 200
 
 
-# --- what the user wants, in the middle of an image
+# --- what the user wants, in the middle of an image; test_llm_offload.py has the same without an image engine
 
 
 async def drawing(services: House) -> tuple[Llm, Generation]:
@@ -219,6 +221,7 @@ async def assert_stays_stopped(services: House, before: Llm, generation: Generat
     assert (again.state, again.generation) == (ServerState.RUNNING, before.generation + 1)
 
 
+@pytest.mark.long
 async def test_an_llm_that_is_stopped_during_an_image_stays_stopped(tmp_path: Path, demo_models: DemoModels) -> None:
     memory = await scarce(tmp_path, demo_models)
     async with house(tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory) as services:
@@ -229,6 +232,7 @@ async def test_an_llm_that_is_stopped_during_an_image_stays_stopped(tmp_path: Pa
         await assert_stays_stopped(services, before, generation)
 
 
+@pytest.mark.long
 async def test_an_llm_that_is_forgotten_during_an_image_stays_stopped(tmp_path: Path, demo_models: DemoModels) -> None:
     memory = await scarce(tmp_path, demo_models)
     async with house(tmp_path / "data", demo_models.llm, demo_models.diffusion, memory=memory) as services:

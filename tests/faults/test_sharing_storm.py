@@ -34,6 +34,7 @@ from sharing import LLM, House, house, scarce
 from worker import children
 
 INTERLEAVINGS: Final = 25
+A_FEW: Final = 3
 SEEDS: Final = (1, 2)
 """A house each, at the same time: an engine of one thread leaves a core alone."""
 LONGEST_PAUSE: Final = 0.3  # seconds between two actions
@@ -178,13 +179,15 @@ async def within_budget(services: House) -> AsyncIterator[None]:
         looking.cancel()
 
 
-async def weather(folder: Path, models: DemoModels, memory: dict[str, int], seed: int) -> "Counter[str]":
+async def weather(
+    folder: Path, models: DemoModels, memory: dict[str, int], seed: int, interleavings: int
+) -> "Counter[str]":
     async with (
         house(folder / str(seed), models.llm, models.diffusion, memory=memory, llm=SETTINGS) as services,
         within_budget(services),
     ):
         storm = Storm(services, random.Random(seed))
-        for number in range(INTERLEAVINGS):
+        for number in range(interleavings):
             try:
                 await storm.interleave()
                 if number % CLOSELY == 0:
@@ -195,12 +198,23 @@ async def weather(folder: Path, models: DemoModels, memory: dict[str, int], seed
         return storm.tally
 
 
+async def storm(folder: Path, models: DemoModels, interleavings: int) -> "Counter[Any]":
+    """So many interleavings in each house."""
+    memory = await scarce(folder, models)
+    async with asyncio.TaskGroup() as houses:
+        storms = [houses.create_task(weather(folder, models, memory, seed, interleavings)) for seed in SEEDS]
+    assert children() == []
+    return sum((each.result() for each in storms), Counter())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+async def test_a_few_interleavings(tmp_path: Path, demo_models: DemoModels) -> None:
+    assert await storm(tmp_path, demo_models, A_FEW)
+
+
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 @pytest.mark.timeout(400)
 async def test_fifty_interleavings(tmp_path: Path, demo_models: DemoModels) -> None:
-    memory = await scarce(tmp_path, demo_models)
-    async with asyncio.TaskGroup() as houses:
-        storms = [houses.create_task(weather(tmp_path, demo_models, memory, seed)) for seed in SEEDS]
-    tally: Counter[Any] = sum((storm.result() for storm in storms), Counter())
+    tally = await storm(tmp_path, demo_models, INTERLEAVINGS)
     assert min(tally[what] for what in (*ACTIONS, "killed", GenerationState.COMPLETE)) > 0
-    assert children() == []

@@ -16,7 +16,6 @@ from genaid_server.resource.core.system.survey import Survey
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows can't have the names of files of sysfs")
 
-PROBE_TIMEOUT = 60.0  # seconds; for a machine that is busy
 KINDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "two cores": lambda record: record["cores"][0] == 2,
     "eight cores": lambda record: record["cores"][0] == 8,
@@ -49,7 +48,7 @@ def expected_hardware(record: dict[str, Any]) -> Hardware:
 async def test_a_machine_is_what_it_was(tmp_path: Path, name: str) -> None:
     record = recorded_machines.load(name)
     machine = recorded_machines.materialize(name, tmp_path)
-    async with Survey(machine, tmp_path / "data", probe_timeout=PROBE_TIMEOUT) as survey:
+    async with Survey(machine, tmp_path / "data", probe_timeout=recorded_machines.PATIENCE) as survey:
         hardware = await survey.hardware()
         memory = await survey.memory()
     assert hardware == expected_hardware(record)

@@ -1,11 +1,13 @@
 """Files over HTTP as origins really give them, with their faults."""
 
 import asyncio
+import hashlib
 import os
 import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -17,7 +19,10 @@ from aiohttp import encode_basic_auth, web
 from fakes.faulty_http import ServedFile
 from fakes.hub_server import HubServer
 from genaid_server.resource.config import DownloadsConfig
+from genaid_server.resource.core.downloads.download import DownloadLimits
 from genaid_server.resource.core.downloads.remote import Item, RangeError, RemoteError, Resolved
+from genaid_server.resource.core.downloads.retry import Pauses
+from genaid_server.resource.core.downloads.transfer import Transfer, Version
 from genaid_server.resource.core.store.model import SourceType
 from genaid_server.resource.remote.http import MAX_REDIRECTS
 from genaid_server.resource.remote.refusals import LONGEST_WAIT
@@ -158,6 +163,47 @@ async def test_the_whole_of_another_version_is_given(
     async with remote.open(resolved, 1000, None, resolved.etag) as body:
         assert (body.start, body.total, body.etag) == (0, 7000, '"another"')
         assert b"".join([chunk async for chunk in body.chunks()]) == b"another" * 1000
+
+
+async def test_a_part_of_another_version_whose_etag_is_not_told_is_not_appended(
+    server: HubServer, remote: HttpRemote, file: ServedFile, tmp_path: Path
+) -> None:
+    resolved = await resolve(remote, server.file_url("model.gguf"))
+    path = tmp_path / "partial"
+    path.write_bytes(CONTENT[:1000])
+    another = b"another" * 1000
+    file.content = another
+    file.fail(ignore_if_range=True, no_etag=True)
+    listener = Versions()
+    transfer = Transfer(
+        remote,
+        replace(resolved, checksum=""),
+        path,
+        Version(len(CONTENT), resolved.etag),
+        listener,
+        DownloadLimits(reserve_bytes=0, first_delay=0.0),
+        Pauses(),
+    )
+    assert await transfer.run() == f"sha256:{hashlib.sha256(another).hexdigest()}"
+    assert path.read_bytes() == another
+    assert [seen.range for seen in file.gets] == ["bytes=1000-", ""]
+    assert listener.known == [Version(len(another), "")]
+
+
+class Versions:
+    """Remembers what a transfer tells of the file's version."""
+
+    def __init__(self) -> None:
+        self.known: list[Version] = []
+
+    def on_bytes(self, count: int, length: int) -> None:
+        pass
+
+    def on_retry(self, problem: str) -> None:
+        pass
+
+    async def on_version(self, version: Version) -> None:
+        self.known.append(version)
 
 
 async def test_an_etag_that_changes_always_gives_the_whole(

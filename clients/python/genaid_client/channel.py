@@ -6,8 +6,7 @@ from typing import Any, Final, Literal
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from google.rpc import error_details_pb2, status_pb2
 
 from genaid_client.errors import (
     ConnectionFailedError,
@@ -22,6 +21,8 @@ type Service = Literal["resource", "image"]
 """A service, by the name of the client's argument that says where it is."""
 
 DOMAIN: Final = "genaid"
+DETAILS: Final = "grpc-status-details-bin"
+"""The trailer in which a service sends a google.rpc.Status."""
 
 GIVEN_CHANNEL: Final = "the end of the given channel"
 """What errors name where a client was given a channel in place of an address."""
@@ -81,12 +82,21 @@ def _typed(error: Any, address: str) -> GenaidError:
 
 
 def _error_info(error: Any) -> Any | None:
-    try:
-        status = rpc_status.from_call(error)
-    except (ValueError, DecodeError):  # details that are no google.rpc.Status, or not of this status
-        return None
+    status = _rich_status(error)
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             return info
     return None
+
+
+def _rich_status(error: Any) -> Any | None:
+    """The google.rpc.Status of a failed call; None where none came, or none that tells of this failure."""
+    data = next((value for key, value in error.trailing_metadata() or () if key == DETAILS), None)
+    if data is None:
+        return None
+    try:
+        status = status_pb2.Status.FromString(data)
+    except DecodeError:
+        return None
+    return status if (status.code, status.message) == (error.code().value[0], error.details()) else None

@@ -16,33 +16,18 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any
 
 import gguf
-import numpy as np
 from gguf import GGMLQuantizationType as Encoding
-from numpy.typing import NDArray
 
-type _Array = NDArray[Any]
+from genaid_server.demo.diffusion_networks import NORM_GROUPS, clip_l, flux, tae, vae
+from genaid_server.demo.tensors import Tensor, WeightSource, scale, under
 
 LLM_NAME = "genaid demo LLM (random weights)"
 DIFFUSION_NAME = "genaid demo diffusion (random weights)"
 
-# The engine reads the transformer's width and depth off the file; everything else below it takes for granted.
-_FLUX_WIDTH = 128
-_FLUX_HEAD = 128
-_T5_WIDTH = 4096
-_LATENT_CHANNELS = 16
-_CLIP_WIDTH = 768
-_CLIP_LAYERS = 12
-_CLIP_VOCAB = 49408
-_CLIP_POSITIONS = 77
-_ENCODER_WIDTH = 128
-_TAE_WIDTH = 64
-_NORM_GROUPS = 32  # of a group norm, which needs its channels to divide evenly
 
 _LLM_WIDTH = 64
 _LLM_HEADS = 4
@@ -60,258 +45,7 @@ _REASONING_TEMPLATE = (
     "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
 )
 
-_BIAS_SPREAD = 0.01
-_PROMPT_GAIN = 2.5
-_TAE_GAIN = 8.0
-_Q4_BLOCK = 32  # weights that share one float16 scale
-_Q4_BLOCK_BYTES = 2 + _Q4_BLOCK // 2
-_Q4_SCALE = 0.005
 _SEED = 20240801
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor to come: normally distributed around `centre` with the standard deviation `spread`.
-
-    `shape` is in numpy's order, the slowest dimension first. Where `live_rows` is set, all rows outside that
-    half-open range are zero. Neither spread nor rows mean anything to Q4_0, whose blocks have one fixed scale.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    encoding: Encoding = Encoding.F32
-    spread: float = 0.0
-    centre: float = 0.0
-    live_rows: tuple[int, int] | None = None
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The element type in the file; bytes where the file holds blocks."""
-        if self.encoding == Encoding.Q4_0:
-            return np.dtype(np.uint8)
-        return np.dtype(np.float16 if self.encoding == Encoding.F16 else np.float32)
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """The shape in elements of `dtype`."""
-        if self.encoding == Encoding.Q4_0:
-            return (*self.shape[:-1], self.shape[-1] // _Q4_BLOCK * _Q4_BLOCK_BYTES)
-        return self.shape
-
-    @property
-    def stored_bytes(self) -> int:
-        """How many bytes the file spends on it, alignment apart."""
-        return math.prod(self.stored_shape) * self.dtype.itemsize
-
-
-class _Dice:
-    """An endless, reproducible supply of random weights.
-
-    The raw output of a bit generator is the one thing that numpy promises to keep from version to version. A
-    byte of it picks one of 256 evenly likely values of the normal distribution: several times faster than to
-    draw normally distributed floats and to round them, and as random as these models have to be.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._bits = np.random.PCG64(seed)
-        normal = NormalDist()
-        self._normal = np.array([normal.inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
-
-    def roll(self, tensor: Tensor) -> _Array:
-        """Draw the contents of `tensor`, as they stand in the file."""
-        if tensor.encoding == Encoding.Q4_0:
-            blocks = self._bytes(tensor.stored_bytes).reshape(-1, _Q4_BLOCK_BYTES)
-            blocks[:, :2] = np.array([_Q4_SCALE], "<f2").view(np.uint8)
-            return blocks.reshape(tensor.stored_shape)
-        if not tensor.spread:
-            return np.full(tensor.shape, tensor.centre, tensor.dtype)
-        # Narrowed before the look-up, so that no tensor is ever converted. A numpy float64 would widen the
-        # table to a type that llama.cpp refuses.
-        table = (self._normal * np.float32(tensor.spread) + np.float32(tensor.centre)).astype(tensor.dtype)
-        # An index of one byte cannot leave the table; "wrap" only spares the check, which costs more than half.
-        values = np.take(table, self._bytes(math.prod(tensor.shape)), mode="wrap").reshape(tensor.shape)
-        if tensor.live_rows:
-            first, end = tensor.live_rows
-            values[:first] = values[end:] = 0
-        return values
-
-    def _bytes(self, count: int) -> NDArray[np.uint8]:
-        words = self._bits.random_raw(-(-count // 8))
-        return words.astype("<u8", copy=False).view(np.uint8)[:count]
-
-
-# --- what networks are made of
-
-
-def _under(prefix: str, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    for tensor in tensors:
-        yield replace(tensor, name=f"{prefix}.{tensor.name}")
-
-
-def _weight(*shape: int, gain: float = 0.5) -> Tensor:
-    """A matrix or a kernel that multiplies the magnitude of what passes through it by about `gain`."""
-    return Tensor("weight", shape, Encoding.F16, spread=gain / math.sqrt(math.prod(shape[1:])))
-
-
-def _bias(size: int, centre: float = 0.0) -> Tensor:
-    return Tensor("bias", (size,), spread=_BIAS_SPREAD, centre=centre)
-
-
-def _scale(name: str, size: int) -> Tensor:
-    return Tensor(name, (size,), centre=1.0)
-
-
-def _linear(name: str, out: int, into: int, gain: float = 0.5) -> Iterator[Tensor]:
-    return _under(name, (_weight(out, into, gain=gain), _bias(out)))
-
-
-def _convolution(name: str, out: int, into: int, kernel: int = 3, *, bias: bool = True) -> Iterator[Tensor]:
-    weight = _weight(out, into, kernel, kernel)
-    return _under(name, (weight, _bias(out)) if bias else (weight,))
-
-
-def _norm(name: str, size: int) -> Iterator[Tensor]:
-    return _under(name, (_scale("weight", size), _bias(size)))
-
-
-# --- Flux
-
-
-def _flux() -> Iterator[Tensor]:
-    width = _FLUX_WIDTH
-    yield from _linear("img_in", width, 4 * _LATENT_CHANNELS)
-    yield from _linear("txt_in", width, _T5_WIDTH)
-    # The prompt enters through the second alone, and would be lost in the noise if it entered as softly as time.
-    for embedder, into, gain in (("time_in", 256, 0.5), ("vector_in", _CLIP_WIDTH, _PROMPT_GAIN)):
-        yield from _linear(f"{embedder}.in_layer", width, into, gain)
-        yield from _linear(f"{embedder}.out_layer", width, width, gain)
-    for stream in ("img", "txt"):
-        yield from _under("double_blocks.0", _flux_stream(stream))
-    yield from _under("single_blocks.0", _flux_single_block())
-    yield from _linear("final_layer.linear", 4 * _LATENT_CHANNELS, width)
-    yield from _linear("final_layer.adaLN_modulation.1", 2 * width, width)
-
-
-def _flux_stream(stream: str) -> Iterator[Tensor]:
-    width = _FLUX_WIDTH
-    yield from _linear(f"{stream}_mod.lin", 6 * width, width)
-    yield from _linear(f"{stream}_attn.qkv", 3 * width, width)
-    yield from _linear(f"{stream}_attn.proj", width, width)
-    yield _scale(f"{stream}_attn.norm.query_norm.scale", _FLUX_HEAD)
-    yield _scale(f"{stream}_attn.norm.key_norm.scale", _FLUX_HEAD)
-    yield from _linear(f"{stream}_mlp.0", 4 * width, width)
-    yield from _linear(f"{stream}_mlp.2", width, 4 * width)
-
-
-def _flux_single_block() -> Iterator[Tensor]:
-    width = _FLUX_WIDTH
-    yield from _linear("linear1", 7 * width, width)  # query, key, value and the four of the MLP in one
-    yield from _linear("linear2", width, 5 * width)
-    yield from _linear("modulation.lin", 3 * width, width)
-    yield _scale("norm.query_norm.scale", _FLUX_HEAD)
-    yield _scale("norm.key_norm.scale", _FLUX_HEAD)
-
-
-# --- the text encoder
-
-
-def _clip_l() -> Iterator[Tensor]:
-    width = _CLIP_WIDTH
-    yield Tensor("embeddings.token_embedding.weight", (_CLIP_VOCAB, width), Encoding.Q4_0)
-    positions = (_CLIP_POSITIONS, width)
-    yield Tensor("embeddings.position_embedding.weight", positions, spread=1 / math.sqrt(width))
-    for layer in range(_CLIP_LAYERS):
-        yield from _under(f"encoder.layers.{layer}", _clip_layer())
-    yield from _norm("final_layer_norm", width)
-
-
-def _clip_layer() -> Iterator[Tensor]:
-    width = _CLIP_WIDTH
-    for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        yield from _quantized_linear(f"self_attn.{projection}", width, width)
-    yield from _quantized_linear("mlp.fc1", 4 * width, width)
-    yield from _quantized_linear("mlp.fc2", width, 4 * width)
-    yield from _norm("layer_norm1", width)
-    yield from _norm("layer_norm2", width)
-
-
-def _quantized_linear(name: str, out: int, into: int) -> Iterator[Tensor]:
-    return _under(name, (Tensor("weight", (out, into), Encoding.Q4_0), _bias(out)))
-
-
-# --- the autoencoder
-
-
-def _vae(decoder_width: int) -> Iterator[Tensor]:
-    yield from _under("decoder", _vae_decoder(decoder_width))
-    yield from _under("encoder", _vae_encoder())
-
-
-def _vae_decoder(width: int) -> Iterator[Tensor]:
-    channels = 4 * width
-    yield from _convolution("conv_in", channels, _LATENT_CHANNELS)
-    yield from _under("mid", _vae_middle(channels))
-    for level, factor in ((3, 4), (2, 4), (1, 2), (0, 1)):
-        for block in range(3):
-            yield from _under(f"up.{level}.block.{block}", _residual(channels, factor * width))
-            channels = factor * width
-        if level:
-            yield from _convolution(f"up.{level}.upsample.conv", channels, channels)
-    yield from _norm("norm_out", channels)
-    yield from _convolution("conv_out", 3, channels)
-
-
-def _vae_encoder() -> Iterator[Tensor]:
-    channels = _ENCODER_WIDTH
-    yield from _convolution("conv_in", channels, 3)
-    for level, factor in enumerate((1, 2, 4, 4)):
-        for block in range(2):
-            yield from _under(f"down.{level}.block.{block}", _residual(channels, factor * _ENCODER_WIDTH))
-            channels = factor * _ENCODER_WIDTH
-        if level < 3:
-            yield from _convolution(f"down.{level}.downsample.conv", channels, channels)
-    yield from _under("mid", _vae_middle(channels))
-    yield from _norm("norm_out", channels)
-    yield from _convolution("conv_out", 2 * _LATENT_CHANNELS, channels)
-
-
-def _vae_middle(channels: int) -> Iterator[Tensor]:
-    yield from _under("block_1", _residual(channels, channels))
-    yield from _norm("attn_1.norm", channels)
-    for name in ("q", "k", "v", "proj_out"):
-        yield from _convolution(f"attn_1.{name}", channels, channels, kernel=1)
-    yield from _under("block_2", _residual(channels, channels))
-
-
-def _residual(into: int, out: int) -> Iterator[Tensor]:
-    yield from _norm("norm1", into)
-    yield from _convolution("conv1", out, into)
-    yield from _norm("norm2", out)
-    yield from _convolution("conv2", out, out)
-    if into != out:
-        yield from _convolution("nin_shortcut", out, into, kernel=1)
-
-
-def _tae() -> Iterator[Tensor]:
-    """A tiny autoencoder; its layers have the numbers that they have in the TAESD checkpoints."""
-    decoder = _tae_layers(blocks=(2, 3, 4, 7, 8, 9, 12, 13, 14, 17), resamplers=(6, 11, 16))
-    encoder = _tae_layers(blocks=(1, 3, 4, 5, 7, 8, 9, 11, 12, 13), resamplers=(2, 6, 10))
-    yield from _convolution("decoder.layers.0", _TAE_WIDTH, _LATENT_CHANNELS)
-    yield from _under("decoder.layers", decoder)
-    # Around middle grey, and loud enough not to be one single colour after all those layers.
-    picture = (_weight(3, _TAE_WIDTH, 3, 3, gain=_TAE_GAIN), _bias(3, centre=0.5))
-    yield from _under("decoder.layers.18", picture)
-    yield from _convolution("encoder.layers.0", _TAE_WIDTH, 3)
-    yield from _under("encoder.layers", encoder)
-    yield from _convolution("encoder.layers.14", _LATENT_CHANNELS, _TAE_WIDTH)
-
-
-def _tae_layers(blocks: tuple[int, ...], resamplers: tuple[int, ...]) -> Iterator[Tensor]:
-    for block in blocks:
-        for convolution in (0, 2, 4):
-            yield from _convolution(f"{block}.conv.{convolution}", _TAE_WIDTH, _TAE_WIDTH)
-    for resampler in resamplers:
-        yield from _convolution(str(resampler), _TAE_WIDTH, _TAE_WIDTH, bias=False)
 
 
 # --- the LLM
@@ -324,15 +58,15 @@ def _llama(vocab: int, layers: int) -> Iterator[Tensor]:
     # it goes on until the caller's limit, because the end of the text is hardly ever the likeliest token.
     printable = (len(_SPECIAL_TOKENS) + ord(" "), len(_SPECIAL_TOKENS) + ord("~") + 1)
     yield replace(_matrix("output.weight", vocab, width, gain=3.0), live_rows=printable)
-    yield _scale("output_norm.weight", width)
+    yield scale("output_norm.weight", width)
     for layer in range(layers):
-        yield from _under(f"blk.{layer}", _llama_block())
+        yield from under(f"blk.{layer}", _llama_block())
 
 
 def _llama_block() -> Iterator[Tensor]:
     width = _LLM_WIDTH
-    yield _scale("attn_norm.weight", width)
-    yield _scale("ffn_norm.weight", width)
+    yield scale("attn_norm.weight", width)
+    yield scale("ffn_norm.weight", width)
     for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
         yield _matrix(f"{name}.weight", width, width)
     yield _matrix("ffn_gate.weight", _LLM_FEED_FORWARD, width)
@@ -420,13 +154,13 @@ def write_diffusion(path: Path, *, decoder_width: int = 32) -> Path:
     `decoder_width` sets how long the decoding takes; a real autoencoder has 128. Raises ValueError where it is
     not a positive multiple of 32.
     """
-    if decoder_width < 1 or decoder_width % _NORM_GROUPS:
-        raise ValueError(f"decoder_width must be a positive multiple of {_NORM_GROUPS}, not {decoder_width}")
+    if decoder_width < 1 or decoder_width % NORM_GROUPS:
+        raise ValueError(f"decoder_width must be a positive multiple of {NORM_GROUPS}, not {decoder_width}")
 
     def tensors() -> Iterator[Tensor]:
-        yield from _under("model.diffusion_model", _flux())
-        yield from _under("text_encoders.clip_l.transformer.text_model", _clip_l())
-        yield from _under("first_stage_model", _vae(decoder_width))
+        yield from under("model.diffusion_model", flux())
+        yield from under("text_encoders.clip_l.transformer.text_model", clip_l())
+        yield from under("first_stage_model", vae(decoder_width))
 
     return _write(path, "flux", DIFFUSION_NAME, tensors())
 
@@ -437,9 +171,9 @@ def write_diffusion_parts(folder: Path) -> dict[str, Path]:
     The roles are `diffusion_model`, `clip_l` and `tae`, a tiny autoencoder in place of the usual one.
     """
     parts = {
-        "diffusion_model": ("flux", _flux()),
-        "clip_l": ("clip", _under("text_model", _clip_l())),
-        "tae": ("tae", _tae()),
+        "diffusion_model": ("flux", flux()),
+        "clip_l": ("clip", under("text_model", clip_l())),
+        "tae": ("tae", tae()),
     }
     return {
         role: _write(folder / f"diffusion-{role}.gguf", architecture, f"{DIFFUSION_NAME}: {role}", tensors)
@@ -493,6 +227,6 @@ def _write_contents(file: gguf.GGUFWriter, tensors: list[Tensor]) -> None:
     file.write_header_to_file()
     file.write_kv_data_to_file()
     file.write_ti_data_to_file()
-    dice = _Dice(_SEED)
+    weights = WeightSource(_SEED)
     for tensor in tensors:
-        file.write_tensor_data(dice.roll(tensor))
+        file.write_tensor_data(weights.draw(tensor))

@@ -20,6 +20,8 @@ from genaid_server.supervision.lifeline import die_with_parent, take_pipes
 CANCEL_AGAIN: Final = 0.02  # seconds; a cancel that comes before sampling begins is forgotten by the library
 PNG_COMPRESSION: Final = 3  # of 9: a tenth of the time of the default, a few per cent larger
 
+NO_LIBRARY: Final = "cyllama, the library that makes images, is not installed; it has no build for some systems."
+
 COMPONENTS: Final = {
     "diffusion_model": "diffusion_model_path",
     "clip_l": "clip_l_path",
@@ -81,7 +83,11 @@ class Engine:
 
     def load(self, command: dict[str, Any]) -> None:
         """Load the model that the command describes."""
-        from cyllama import sd
+        try:
+            from cyllama import sd
+        except ModuleNotFoundError:
+            self._output.send("failed", message=NO_LIBRARY)
+            return
 
         sd.set_log_callback(self._on_log)
         sd.set_progress_callback(self._on_progress)

@@ -88,4 +88,12 @@ def machine(*gpus: Gpu, cores: int = 8, usable: int | None = None) -> Hardware:
 def gpu(size: int | None, name: str = "0", *, unified: bool = False, integrated: bool = False) -> Gpu:
     """A GPU with so many bytes of memory, all of them free."""
     vendor = Vendor.APPLE if unified else Vendor.NVIDIA
-    return Gpu(name, vendor, f"GPU {name}", size, size, unified, integrated)
+    return Gpu(
+        name,
+        vendor,
+        f"GPU {name}",
+        vram_total=size,
+        vram_free=size,
+        unified=unified,
+        integrated=integrated,
+    )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -115,8 +116,7 @@ async def soon(condition: Callable[[], bool], cast: Cast) -> None:
     raise AssertionError("it has not come to an end")
 
 
-@settings(deadline=None, max_examples=500)
-@given(
+scenes = given(
     script=st.lists(acts, min_size=10, max_size=40),
     has_gpu=st.booleans(),
     spare=st.sampled_from([0, 0, RAM]),
@@ -124,9 +124,9 @@ async def soon(condition: Callable[[], bool], cast: Cast) -> None:
     drain=st.sampled_from([1.0, 0.0, 0.1]),
     abruptly=st.sampled_from([False, False, True]),
 )
-def test_no_memory_is_granted_twice_and_nobody_waits_for_ever(
-    script: list[Act], has_gpu: bool, spare: int, lag: float, drain: float, abruptly: bool
-) -> None:
+
+
+def check_scene(script: list[Act], has_gpu: bool, spare: int, lag: float, drain: float, abruptly: bool) -> None:
     world = World(Amount(RAM, 8 if has_gpu else 0), spare=spare, lag=lag, drain=drain)
 
     def check() -> None:
@@ -137,3 +137,9 @@ def test_no_memory_is_granted_twice_and_nobody_waits_for_ever(
         runner.run(play(world, script, abruptly=abruptly))
     for outcome in sorted(set(world.outcomes)):
         event(outcome)
+
+
+test_no_memory_is_granted_twice_and_nobody_waits_for_ever = settings(deadline=None, max_examples=100)(
+    scenes(check_scene)
+)
+test_that_in_a_long_search = pytest.mark.long(settings(deadline=None, max_examples=2000)(scenes(check_scene)))

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from genaid_server.kit.errors import FileSystemError
-from genaid_server.resource.core.store import install_journal as placing
-from genaid_server.resource.core.store import layout as shelf
-from genaid_server.resource.core.store.install_journal import Placement
+from genaid_server.resource.core.store import install_journal, layout
+from genaid_server.resource.core.store.install_journal import FileMove
 from genaid_server.resource.core.store.model import Component, Model
 from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import diffusion_model, language_model
@@ -196,7 +195,7 @@ async def test_where_the_record_cannot_be_written_all_files_go_back(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shelf.Shelf, "keep", full)
+    monkeypatch.setattr(layout.StoreLayout, "write_record", full)
     with pytest.raises(FileSystemError, match="No space left"):
         await store.install(staged)
     assert [file.path.read_bytes() for file in staged] == shards(3)
@@ -220,16 +219,16 @@ async def test_a_caller_that_leaves_while_files_move_finds_the_model_installed(t
     assert names_below(store) == expected_names(store)
 
 
-def journal(root: Path, placements: list[Placement]) -> Path:
+def journal(root: Path, moves: list[FileMove]) -> Path:
     """The journal that a process leaves which is killed before it moves anything."""
-    path = placing.journal_of(root / "models" / "llm", "x")
+    path = install_journal.journal_of(root / "models" / "llm", "x")
 
     def stop() -> None:
         shutil.copy(path, root / "kept")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        placing.place(root, path, placements, stop, threading.Event())
+        install_journal.install_files(root, path, moves, stop, threading.Event())
     (root / "kept").rename(path)
     return path
 
@@ -238,7 +237,7 @@ async def test_a_file_that_somebody_put_where_one_was_to_go_is_left_alone(tmp_pa
     store = await ModelStore.open(tmp_path)
     staged = Staging(store).file("a.gguf", language_model())
     target = tmp_path / "models" / "llm" / "a.gguf"
-    path = journal(tmp_path, [Placement(staged.path, target, len(language_model()))])
+    path = journal(tmp_path, [FileMove(staged.path, target, len(language_model()))])
     target.write_bytes(b"somebody's")
     await ModelStore.open(tmp_path)
     assert target.read_bytes() == b"somebody's"
@@ -265,7 +264,7 @@ async def test_a_damaged_journal_moves_nothing(tmp_path: Path, content: bytes) -
     outside, inside = tmp_path / "outside", tmp_path / "data" / "models" / "llm" / "a.gguf"
     outside.write_bytes(b"outside")
     inside.write_bytes(b"inside!")
-    path = placing.journal_of(inside.parent, "x")
+    path = install_journal.journal_of(inside.parent, "x")
     path.write_bytes(content)
     again = await ModelStore.open(tmp_path / "data")
     assert again.list() == store.list() == ()
@@ -277,7 +276,7 @@ async def test_a_damaged_tombstone_removes_nothing(tmp_path: Path) -> None:
     made = await store.install([Staging(store).file("a.gguf", language_model())])
     for content in (b"", b'{"files": [{"path": "../a.gguf"}]}', b'{"files": [{"path": "inbox/a.gguf"}]}'):
         (tmp_path / "inbox" / "a.gguf").write_bytes(b"inbox")
-        tombstone = made.path.with_name(f".gone{shelf.TOMBSTONE}")
+        tombstone = made.path.with_name(f".gone{layout.TOMBSTONE}")
         tombstone.write_bytes(content)
         assert (await ModelStore.open(tmp_path)).list() == (made,)
         assert tombstone.exists()
@@ -288,7 +287,7 @@ async def test_a_tombstone_never_takes_what_a_model_has(tmp_path: Path) -> None:
     store = await ModelStore.open(tmp_path)
     made = await store.install([Staging(store).file("a.gguf", language_model())])
     record = made.path.with_name(f"{made.id}.json")
-    shutil.copy(record, made.path.with_name(f".gone{shelf.TOMBSTONE}"))
+    shutil.copy(record, made.path.with_name(f".gone{layout.TOMBSTONE}"))
     again = await ModelStore.open(tmp_path)
     assert again.list() == (made,)
     assert names_below(again) == expected_names(again)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,18 +28,6 @@ from unit.store.store_files import (
     shard_names,
     shards,
 )
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[ModelStore]:
-    opened = await ModelStore.open(tmp_path / "data")
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-def staging(store: ModelStore) -> Staging:
-    return Staging(store)
 
 
 async def reopened(store: ModelStore) -> ModelStore:

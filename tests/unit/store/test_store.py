@@ -26,9 +26,9 @@ from genaid_server.kit.errors import (
     ServerBusyError,
     ServerError,
 )
+from genaid_server.kit.request_ids import RequestIds
 from genaid_server.resource.core.formats.gguf import ValueType
 from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
-from genaid_server.resource.core.store import store as module
 from genaid_server.resource.core.store.files import check_stamp, read_stamp
 from genaid_server.resource.core.store.model import Model, ModelFile, ModelSource, SourceType
 from genaid_server.resource.core.store.names import MAX_ID, slug
@@ -452,7 +452,7 @@ async def test_a_repeat_after_the_model_was_deleted_imports_again(store: ModelSt
 
 
 async def test_only_so_many_requests_are_remembered(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REMEMBERED_REQUESTS", 2)
+    monkeypatch.setattr(store, "_answered", RequestIds[str](2))
     made = {}
     for index, request_id in enumerate(["first", "second"]):
         put(store, "a.gguf", language_model(salt=index))

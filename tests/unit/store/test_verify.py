@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,18 +33,6 @@ from unit.formats.gguf_files import MemorySource, array, header, language_model,
 from unit.store.store_files import FLUX, REMOTE, Staging, names_below, sha256, shards
 
 LARGE = 2**42  # bytes: hours of hashing, and no disk where files may have holes
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[ModelStore]:
-    opened = await ModelStore.open(tmp_path / "data")
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-def staging(store: ModelStore) -> Staging:
-    return Staging(store)
 
 
 async def verified(store: ModelStore, model_id: str) -> VerifyProgress:

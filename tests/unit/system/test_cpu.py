@@ -245,7 +245,9 @@ def sysctl(tmp_path: Path) -> Callable[[str], dict[str, str]]:
 def test_macos_is_asked_by_sysctl(
     tmp_path: Path, sysctl: Callable[[str], dict[str, str]], script: str, name: str, features: list[str]
 ) -> None:
-    cpu = read_cpu(machine(tmp_path, platform="darwin", architecture="arm64", probe_env=sysctl(script)))
+    cpu = read_cpu(
+        machine(tmp_path, platform="darwin", architecture="arm64", probe_env=sysctl(script), program_timeout=60.0)
+    )
     assert (cpu.model, list(cpu.features), cpu.usable_cores) == (name, features, 16)
 
 

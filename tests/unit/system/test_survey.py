@@ -20,7 +20,8 @@ from genaid_server.resource.core.leases.measuring import SurveyedMemory
 from genaid_server.resource.core.leases.plan import Kind
 from genaid_server.resource.core.system.facts import Gpu, GpuMemory, Vendor
 from genaid_server.resource.core.system.machine import Machine
-from genaid_server.resource.core.system.probing import Detection, FoundGpu, Probes, candidates
+from genaid_server.resource.core.system.probe_candidates import candidates
+from genaid_server.resource.core.system.probing import Detection, FoundGpu, Probes
 from genaid_server.resource.core.system.survey import Survey, merge
 from genaid_server.supervision.notes import noted
 from genaid_server.supervision.process_memory import private_bytes
@@ -367,8 +368,18 @@ async def test_unified_memory_is_what_is_free_of_main_memory(tmp_path: Path) -> 
 # Putting together.
 
 
-NVIDIA = FoundGpu("0000:01:00.0", "nvidia", "NVIDIA RTX", "10de", "2684", 24 * GIB, 20 * GIB, driver="550", cuda=True)
-RADEON = FoundGpu("0000:03:00.0", "amd", "AMD GPU 1002:744c", "1002", "744c", 20 * GIB, driver="amdgpu")
+NVIDIA = FoundGpu(
+    "0000:01:00.0",
+    "nvidia",
+    "NVIDIA RTX",
+    "10de",
+    "2684",
+    vram_total=24 * GIB,
+    vram_free=20 * GIB,
+    driver="550",
+    cuda=True,
+)
+RADEON = FoundGpu("0000:03:00.0", "amd", "AMD GPU 1002:744c", "1002", "744c", vram_total=20 * GIB, driver="amdgpu")
 IRIS = FoundGpu("0000:00:02.0", "intel", "Iris Xe", "8086", "a7a0", integrated=True, unified=True)
 
 
@@ -384,7 +395,9 @@ def test_those_with_memory_of_their_own_come_first_and_the_most_memory_first() -
 
 
 def test_a_gpu_that_two_probes_know_is_one() -> None:
-    bus = FoundGpu(NVIDIA.id, "nvidia", "GPU 10de:2684", "10de", "2684", 1, driver="nvidia", integrated=False)
+    bus = FoundGpu(
+        NVIDIA.id, "nvidia", "GPU 10de:2684", "10de", "2684", vram_total=1, driver="nvidia", integrated=False
+    )
     (gpu,) = gpus(nvidia=(replace(NVIDIA, vram_free=None),), drm=(replace(bus, vram_free=7),))
     assert (gpu.name, gpu.vram_total, gpu.vram_free, gpu.driver) == ("NVIDIA RTX", 24 * GIB, 7, "550")
 
@@ -392,7 +405,7 @@ def test_a_gpu_that_two_probes_know_is_one() -> None:
 @pytest.mark.parametrize(
     "device",
     [
-        FoundGpu("uuid", "amd", "Radeon RX 7900 XTX (RADV NAVI31)", "1002", "744c", 24 * GIB, vulkan=True),
+        FoundGpu("uuid", "amd", "Radeon RX 7900 XTX (RADV NAVI31)", "1002", "744c", vram_total=24 * GIB, vulkan=True),
         FoundGpu("uuid", "amd", RADEON.name, vulkan=True),
         FoundGpu(RADEON.id, "amd", "Radeon", vulkan=True),
     ],
@@ -407,7 +420,7 @@ def test_vulkan_marks_the_gpus_that_it_can_use(device: FoundGpu) -> None:
 
 def test_two_equal_gpus_are_both_marked() -> None:
     twins = (RADEON, replace(RADEON, id="0000:04:00.0"))
-    device = FoundGpu("uuid", "amd", "Radeon", "1002", "744c", 24 * GIB, vulkan=True)
+    device = FoundGpu("uuid", "amd", "Radeon", "1002", "744c", vram_total=24 * GIB, vulkan=True)
     found = gpus(drm=twins, vulkan=(device, replace(device, id="uuid2")))
     assert [gpu.vulkan for gpu in found] == [True, True]
 
@@ -418,12 +431,12 @@ def test_ids_that_are_not_known_are_not_the_same() -> None:
 
 
 def test_a_gpu_that_only_vulkan_knows_counts() -> None:
-    arc = FoundGpu("uuid", "intel", "Intel Arc A770", "8086", "56a0", 16 * GIB, vulkan=True)
-    assert gpus(vulkan=(arc,)) == (Gpu("uuid", Vendor.INTEL, "Intel Arc A770", 16 * GIB, vulkan=True),)
+    arc = FoundGpu("uuid", "intel", "Intel Arc A770", "8086", "56a0", vram_total=16 * GIB, vulkan=True)
+    assert gpus(vulkan=(arc,)) == (Gpu("uuid", Vendor.INTEL, "Intel Arc A770", vram_total=16 * GIB, vulkan=True),)
 
 
 def test_two_equal_gpus_that_only_vulkan_knows_are_two() -> None:
-    radeon = FoundGpu("uuid", "amd", "Radeon", "1002", "744c", 24 * GIB, vulkan=True)
+    radeon = FoundGpu("uuid", "amd", "Radeon", "1002", "744c", vram_total=24 * GIB, vulkan=True)
     assert [gpu.id for gpu in gpus(vulkan=(radeon, replace(radeon, id="uuid2")))] == ["uuid", "uuid2"]
 
 

@@ -52,7 +52,7 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ByteRange:
     """The bytes from `start` up to, without, `end`; of the version with this ETag only, where there is one."""
 
     start: int = 0
@@ -78,7 +78,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """What the last of the redirects led to; `linked` is the ETag that a hub gave on the way, or empty."""
 
     response: aiohttp.ClientResponse
@@ -112,7 +112,7 @@ class Answer:
 class HttpBody:
     """The bytes of an answer; see `Body`."""
 
-    def __init__(self, answer: Answer, etag: str, start: int, length: int | None, total: int | None) -> None:
+    def __init__(self, answer: HttpAnswer, etag: str, start: int, length: int | None, total: int | None) -> None:
         """`length` counts the bytes that should arrive, where that is known."""
         self.answer, self.etag, self.start, self.total = answer, etag, start, total
         self._length = length
@@ -148,9 +148,9 @@ class HttpClient:
             await asyncio.wait([self._tls])
 
     @asynccontextmanager
-    async def read(self, url: URL, part: Part, credentials: Credentials | None) -> AsyncIterator[HttpBody]:
+    async def read(self, url: URL, part: ByteRange, credentials: Credentials | None) -> AsyncIterator[HttpBody]:
         """Ask for a part, and for the whole where the origin can't give that part. Raises RemoteError."""
-        for asked in [part] if part.whole else [part, Part()]:
+        for asked in [part] if part.whole else [part, ByteRange()]:
             async with self.request(hdrs.METH_GET, url, asked, credentials) as answer:
                 answer.check()
                 if (body := _body(answer, asked)) is not None:
@@ -160,8 +160,8 @@ class HttpClient:
 
     @asynccontextmanager
     async def request(
-        self, method: str, url: URL, part: Part, credentials: Credentials | None
-    ) -> AsyncIterator[Answer]:
+        self, method: str, url: URL, part: ByteRange, credentials: Credentials | None
+    ) -> AsyncIterator[HttpAnswer]:
         """The answer to a request, after all redirects, whatever its status. Raises RemoteError."""
         where = shown(url)
         try:
@@ -178,7 +178,7 @@ class HttpClient:
         finally:
             answer.response.close()  # which drops a connection that still has bytes to send
 
-    async def _follow(self, method: str, url: URL, part: Part, credentials: Credentials | None) -> Answer:
+    async def _follow(self, method: str, url: URL, part: ByteRange, credentials: Credentials | None) -> HttpAnswer:
         linked = ""
         for _ in range(MAX_REDIRECTS + 1):
             if credentials is not None and credentials.origin != origin(url):
@@ -186,7 +186,7 @@ class HttpClient:
             response = await self._ask(method, url, part.headers(linked), credentials)
             location = response.headers.get(hdrs.LOCATION)
             if response.status not in _REDIRECTS or location is None:
-                return Answer(response, url, linked)
+                return HttpAnswer(response, url, linked)
             linked = _etag(response.headers.get(LINKED_ETAG, "")) or linked
             response.close()
             url = next_url(url, location)
@@ -237,7 +237,7 @@ def _system_certificates() -> ssl.SSLContext:
     return context
 
 
-def _body(answer: Answer, part: Part) -> HttpBody | None:
+def _body(answer: HttpAnswer, part: ByteRange) -> HttpBody | None:
     """The body of an answer; None where it isn't the part that was asked for."""
     response = answer.response
     length = response.content_length

@@ -18,7 +18,7 @@ from genaid_server.resource.core.formats.kinds import ModelFormat
 from genaid_server.resource.core.store.model import ModelSource, SourceType
 from genaid_server.resource.core.store.names import MAX_FILE_NAME, check_file_name, file_name_problem
 from genaid_server.resource.remote.addresses import check_url, shown
-from genaid_server.resource.remote.http import Answer, Credentials, HttpBody, HttpClient, Part, open_client
+from genaid_server.resource.remote.http import ByteRange, Credentials, HttpAnswer, HttpBody, HttpClient, open_client
 from genaid_server.resource.remote.hub import Hub
 
 _HEAD_REFUSED: Final = frozenset({400, 403, 405, 501})
@@ -56,7 +56,7 @@ class HttpRemote:
     ) -> AsyncIterator[HttpBody]:
         """See `Remote`."""
         url = check_url(resolved.url)
-        async with self._client.read(url, Part(start, end, etag), await self._credentials(url)) as body:
+        async with self._client.read(url, ByteRange(start, end, etag), await self._credentials(url)) as body:
             yield body
 
     async def _resolve_hub(self, file: HubFile, checksum: str) -> Resolved:
@@ -87,13 +87,13 @@ class HttpRemote:
 
     async def _probe(self, url: URL, credentials: Credentials | None) -> _Found:
         """Ask with HEAD, and where that tells no size, with GET for the first byte."""
-        async with self._client.request("HEAD", url, Part(), credentials) as answer:
+        async with self._client.request("HEAD", url, ByteRange(), credentials) as answer:
             if answer.response.status not in _HEAD_REFUSED:
                 answer.check()
                 if answer.response.content_length:
                     return _Found(answer.response.content_length, answer.etag, _names(url, answer))
         try:
-            async with self._client.read(url, Part(0, 1), credentials) as body:
+            async with self._client.read(url, ByteRange(0, 1), credentials) as body:
                 return _Found(body.total, body.etag, _names(url, body.answer))
         except RangeError:
             return _Found(0, "", [])
@@ -143,7 +143,7 @@ def _unfit(character: str) -> bool:
     return unicodedata.category(character).startswith("C") or character in '<>:"|?*'
 
 
-def _names(url: URL, answer: Answer) -> list[str]:
+def _names(url: URL, answer: HttpAnswer) -> list[str]:
     """What the file could be called: by the origin, by the address that was asked for, by that where it was found."""
     header = Message()
     given = answer.response.headers.get("Content-Disposition", "")

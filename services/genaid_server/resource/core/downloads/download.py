@@ -64,7 +64,7 @@ class FileProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class DownloadFailure:
     """Why a download failed: a stable reason, a message for people, and facts for programs."""
 
     code: str
@@ -92,7 +92,7 @@ class Download:
     bytes_per_second: float = 0.0
     remaining: float | None = None
     files: tuple[FileProgress, ...] = ()
-    failure: Failure | None = None
+    failure: DownloadFailure | None = None
     model_id: str = ""
     retries: int = 0
     problem: str = ""

@@ -7,10 +7,11 @@ itself tells. It holds no credentials.
 import logging
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 
 from genaid_server.kit.files import write_atomic
-from genaid_server.resource.core.downloads.download import DownloadSpec, Failure, Phase
+from genaid_server.resource.core.downloads.download import DownloadFailure, DownloadSpec, Phase
 from genaid_server.resource.core.downloads.remote import Item, Resolved
 from genaid_server.resource.core.downloads.transfer import Version
 from genaid_server.resource.core.formats.kinds import ModelType
@@ -50,6 +51,16 @@ class FileRecord:
     checksum: str = ""
     best: int = 0
 
+    @property
+    def known(self) -> Resolved:
+        """What its source has said, which must have been asked."""
+        assert self.resolved is not None  # noqa: S101
+        return self.resolved
+
+    def with_best(self, best: int) -> "FileRecord":
+        """The same file with so many bytes that were ever there."""
+        return replace(self, best=best)
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -68,7 +79,7 @@ class Record:
     checked: bool = False
     request_ids: tuple[str, ...] = ()
     model_type: ModelType | None = None
-    failure: Failure | None = None
+    failure: DownloadFailure | None = None
     model_id: str = ""
     retries: int = 0
 
@@ -83,6 +94,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # What is being removed must not become another download's in the middle.
+        self._removing = threading.Lock()
 
     def partial(self, download_id: str, index: int) -> Path:
         """Where the bytes of a download's file number `index` go."""
@@ -101,51 +114,54 @@ class Journal:
 
     def discard_bytes(self, download_id: str) -> None:
         """Remove what a download has fetched. Raises OSError."""
-        try:
+        with self._removing, suppress(FileNotFoundError):
             shutil.rmtree(self._folder / download_id)
-        except FileNotFoundError:
-            return
 
     def take_over(self, old_id: str, new_id: str) -> None:
         """Make what one download has fetched another one's. Raises OSError."""
-        (self._folder / old_id).rename(self._folder / new_id)
+        with self._removing:
+            (self._folder / old_id).rename(self._folder / new_id)
 
     def forget(self, download_id: str) -> None:
-        """Remove all of a download. Raises OSError."""
-        self.discard_bytes(download_id)
+        """Remove all of a download. Raises OSError; bytes that stay then are nobody's, which `load` removes."""
         self._path(download_id).unlink(missing_ok=True)
+        self.discard_bytes(download_id)
 
     def load(self) -> tuple[Record, ...]:
         """All downloads, the oldest first, without those that ended too long ago, which are forgotten.
 
-        What can't be read is left alone, logged and passed over; bytes that are nobody's are removed. Raises
-        OSError where the folder can't be made or read.
+        What can't be read is left alone, logged and passed over. Bytes that are nobody's, or of a download that
+        needs them no more, are removed; those that can't be are logged, and removed another time. Raises OSError
+        where the folder can't be made or read.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self._remove_leftovers()
         records = sorted(self._readable(), key=lambda record: (record.created_at, record.id))
         ended = [record for record in reversed(records) if record.phase.terminal]
         oldest = time.time() - KEEP_SECONDS
         expired = {record.id for place, record in enumerate(ended) if place >= KEEP_ENDED or record.updated_at < oldest}
         for download_id in expired:
-            self._try_to_forget(download_id)
-        for record in records:
+            with _logged(f"the download {download_id}"):
+                self.forget(download_id)
+        kept = tuple(record for record in records if record.id not in expired)
+        for record in kept:
             if record.phase in (Phase.INSTALLED, Phase.CANCELLED):  # and was killed before it had tidied up
-                self.discard_bytes(record.id)
-        return tuple(record for record in records if record.id not in expired)
+                with _logged(f"what {record.id} has fetched"):
+                    self.discard_bytes(record.id)
+        return kept
 
     def _path(self, download_id: str) -> Path:
         return self._folder / f"{download_id}.json"
 
-    def _sweep(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove what an interrupted write or removal left behind."""
         for path in self._folder.iterdir():
-            if path.suffix == ".tmp" and path.name.startswith("."):
-                with suppress(OSError):
+            with _logged(path.name):
+                if path.suffix == ".tmp" and path.name.startswith("."):
                     path.unlink()
-            elif _ID.fullmatch(path.name) and path.is_dir() and not self._path(path.name).exists():
-                log.info("Removing the partial files of %s, which has no journal.", path.name)
-                self._try_to_forget(path.name)
+                elif _ID.fullmatch(path.name) and path.is_dir() and not self._path(path.name).exists():
+                    log.info("Removing the partial files of %s, which has no journal.", path.name)
+                    self.discard_bytes(path.name)
 
     def _readable(self) -> Iterator[Record]:
         for path in self._folder.glob("*.json"):
@@ -157,11 +173,14 @@ class Journal:
                 )
                 log.warning("Passing over the download's journal %s: %s.", path.name, reason)
 
-    def _try_to_forget(self, download_id: str) -> None:
-        try:
-            self.forget(download_id)
-        except OSError as error:
-            log.warning("Can't remove the download %s: %s.", download_id, error.strerror or error)
+
+@contextmanager
+def _logged(name: str) -> Iterator[None]:
+    """Go on where the disk refuses to remove something that nobody needs."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("Can't remove %s yet: %s.", name, error.strerror or error)
 
 
 def _read(path: Path) -> Record:

@@ -9,9 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,22 +19,22 @@ from genaid_server.kit.errors import (
     AlreadyTerminalError,
     DomainError,
     DownloadError,
-    InvalidRequestError,
     NotFoundError,
     ServerBusyError,
     ServerError,
 )
+from genaid_server.kit.request_ids import RequestIds, check_request_id
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.resource.core.downloads.download import (
     Download,
+    DownloadFailure,
     DownloadLimits,
     DownloadSpec,
-    Failure,
     FileProgress,
     Phase,
 )
 from genaid_server.resource.core.downloads.installed import expected_checksum, find_installed
-from genaid_server.resource.core.downloads.job import Job, Surroundings
+from genaid_server.resource.core.downloads.job import DownloadJob, JobContext
 from genaid_server.resource.core.downloads.journal import KEEP_ENDED, KEEP_SECONDS, FileRecord, Journal, Record
 from genaid_server.resource.core.downloads.log_lines import log_begin, log_end
 from genaid_server.resource.core.downloads.remote import HubFile, Remote
@@ -44,14 +42,15 @@ from genaid_server.resource.core.downloads.retry import Pauses
 from genaid_server.resource.core.downloads.spec import checked, plan_files
 from genaid_server.resource.core.store.files import on_disk
 from genaid_server.resource.core.store.model import Component
+from genaid_server.resource.core.store.names import id_taken
 from genaid_server.resource.core.store.store import ModelStore
 
 __all__ = [
     "Download",
+    "DownloadFailure",
     "DownloadLimits",
     "DownloadSpec",
     "Downloads",
-    "Failure",
     "FileProgress",
     "Pauses",
     "Phase",
@@ -59,9 +58,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-MAX_REQUEST_ID: Final = 128
-REMEMBERED_REQUESTS: Final = 1024
-"""How many requests are remembered by their id."""
 MAX_ACTIVE: Final = 1000
 """How many downloads may be under way or wait."""
 
@@ -83,11 +79,11 @@ class Downloads:
     ) -> None:
         folder = data_dir.absolute() / "downloads"
         self._journal, self._store = Journal(folder), store
-        self._around = Surroundings(self._journal, store, remote, limits, pauses, folder, self._promised)
+        self._context = JobContext(self._journal, store, remote, limits, pauses, folder, self._promised)
         self._slots = asyncio.Semaphore(limits.parallel)
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, DownloadJob] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._requests: OrderedDict[str, str] = OrderedDict()
+        self._requests = RequestIds[str]()
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -95,7 +91,7 @@ class Downloads:
         records = await asyncio.to_thread(self._load)
         self._open = True
         for record in records:
-            self._add(Job(record, self._around))
+            self._add(DownloadJob(record, self._context, written=True))
         for job in self._jobs.values():
             if not job.record.phase.terminal:
                 self._start(job)
@@ -116,16 +112,15 @@ class Downloads:
         Raises InvalidRequestError, FileSystemError, InsufficientResourcesError, ServerBusyError where too much is
         under way, and ServerError when all is stopped.
         """
-        if len(request_id) > MAX_REQUEST_ID:
-            raise InvalidRequestError(f"request_id must be at most {MAX_REQUEST_ID} characters", field="request_id")
+        check_request_id(request_id)
         if not self._open:
             raise ServerError("The service is shutting down.")
-        if known := self._jobs.get(self._requests.get(request_id, "")):
+        if known := self._jobs.get(self._requests.known(request_id) or ""):
             return await self._accepted(known)
         spec = checked(spec)
         files = tuple(FileRecord(file.item, file.shard) for file in plan_files(spec.items))
         if joined := self._same(spec, files):
-            self._remember(request_id, joined)
+            self._requests.remember(request_id, joined.record.id)
             if request_id:
                 await joined.add_request_id(request_id)
             return await self._accepted(joined)
@@ -155,13 +150,16 @@ class Downloads:
         """End a download and remove what it has fetched; returns when that is done. To repeat it is no error.
 
         Raises NotFoundError; AlreadyTerminalError where it is installed, which it also is when the store has begun
-        to take its files, or has failed.
+        to take its files, or has failed; ServerError when all is stopped.
         """
         job = self._job(download_id)
         task = self._tasks.get(download_id)
         if task is not None:
-            self._stop(job, task, wanted=True)
+            job.cancel_wanted = True
+            job.stop(task)
             await asyncio.wait([task])
+        if not job.record.phase.terminal:
+            raise ServerError("The service is shutting down; the download goes on when it is started again.")
         if job.record.phase is not Phase.CANCELLED:
             raise AlreadyTerminalError(f"The download has ended: it is {job.record.phase}.", id=download_id)
         return job.snapshot.value
@@ -173,18 +171,18 @@ class Downloads:
 
     # --- accepting
 
-    def _job(self, download_id: str) -> Job:
+    def _job(self, download_id: str) -> DownloadJob:
         if job := self._jobs.get(download_id):
             return job
         raise NotFoundError(f"No download {download_id[:32]!r} is known.", id=download_id[:32])
 
-    async def _accepted(self, job: Job) -> Download:
+    async def _accepted(self, job: DownloadJob) -> Download:
         await job.accepted.wait()
         if job.refusal is not None:
             raise job.refusal
         return job.snapshot.value
 
-    def _same(self, spec: DownloadSpec, files: Sequence[FileRecord]) -> Job | None:
+    def _same(self, spec: DownloadSpec, files: Sequence[FileRecord]) -> DownloadJob | None:
         """A download that does, or did, what is asked for."""
         model = find_installed(self._store.list(), files, spec.model_id)
         for job in reversed(self._jobs.values()):
@@ -197,7 +195,7 @@ class Downloads:
                 return job
         return None
 
-    def _new(self, spec: DownloadSpec, files: tuple[FileRecord, ...], request_id: str) -> Job:
+    def _new(self, spec: DownloadSpec, files: tuple[FileRecord, ...], request_id: str) -> DownloadJob:
         """Add a download, which is written down by the task that runs it."""
         model = find_installed(self._store.list(), files, spec.model_id)
         earlier = None
@@ -214,9 +212,8 @@ class Downloads:
             updated_at=now,
             request_ids=(request_id,) if request_id else (),
         )
-        job = self._add(Job(record, self._around))
-        self._remember(request_id, job)
-        self._start(job, _Beginning(model.id if model else "", earlier.record.id if earlier else ""))
+        job = self._add(DownloadJob(record, self._context, written=False))
+        self._start(job, _Beginning(earlier.record.id if earlier else ""))
         return job
 
     def _check_free(self, model_id: str) -> None:
@@ -225,39 +222,24 @@ class Downloads:
             raise ServerBusyError(f"{MAX_ACTIVE} downloads are under way or wait already.")
         taken = any(model.id == model_id for model in self._store.list())
         if model_id and (taken or any(job.record.spec.model_id == model_id for job in active)):
-            raise InvalidRequestError(
-                f"The model id {model_id!r} is taken. Choose another one, or delete that model first.",
-                field="model_id",
-            )
+            raise id_taken(model_id)
 
-    def _add(self, job: Job) -> Job:
+    def _add(self, job: DownloadJob) -> DownloadJob:
         self._jobs[job.record.id] = job
         for request_id in job.record.request_ids:
-            self._remember(request_id, job)
+            self._requests.remember(request_id, job.record.id)
         return job
-
-    def _remember(self, request_id: str, job: Job) -> None:
-        if request_id:
-            self._requests[request_id] = job.record.id
-            if len(self._requests) > REMEMBERED_REQUESTS:
-                self._requests.popitem(last=False)
 
     # --- running
 
-    def _start(self, job: Job, beginning: "_Beginning | None" = None) -> None:
+    def _start(self, job: DownloadJob, beginning: "_Beginning | None" = None) -> None:
         task = asyncio.create_task(self._own(job, beginning), name=f"download {job.record.id}")
         self._tasks[job.record.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(job.record.id))
 
-    def _stop(self, job: Job, task: "asyncio.Task[None]", *, wanted: bool) -> None:
-        job.cancel_wanted = job.cancel_wanted or wanted
-        if job.started and not job.installing and not job.stopping:
-            job.stopping = True
-            task.cancel()
-
-    async def _own(self, job: Job, beginning: "_Beginning | None") -> None:
+    async def _own(self, job: DownloadJob, beginning: "_Beginning | None") -> None:
         """All of a download's work; the one task that does any."""
-        job.started = True
+        job.start()
         log_begin(job.record)
         error: DomainError | None = None
         try:
@@ -271,11 +253,11 @@ class Downloads:
             error = DownloadError(f"The download failed unexpectedly ({type(failure).__name__}). Start it again.")
         await to_the_end(self._finish(job, error))
 
-    async def _run(self, job: Job, beginning: "_Beginning | None") -> None:
+    async def _run(self, job: DownloadJob, beginning: "_Beginning | None") -> None:
         if self._given_up(job):
             return
         if beginning is not None:
-            await self._begin(job, beginning)
+            await to_the_end(self._begin(job, beginning))
         job.accepted.set()
         if job.record.phase.terminal:
             return
@@ -283,41 +265,47 @@ class Downloads:
             if not self._given_up(job):
                 await job.run()
 
-    async def _begin(self, job: Job, beginning: "_Beginning") -> None:
+    async def _begin(self, job: DownloadJob, beginning: "_Beginning") -> None:
+        if await job.end_where_installed():
+            return
         try:
-            if beginning.model_id:
-                await job.end_installed(beginning.model_id)
-            else:
-                await job.save()
+            await job.save()
         except DomainError as failure:
             job.refusal = failure
             raise
         if beginning.earlier_id:
             await job.take_over(beginning.earlier_id)
 
-    def _given_up(self, job: Job) -> bool:
+    def _given_up(self, job: DownloadJob) -> bool:
         return job.cancel_wanted or not self._open
 
-    async def _finish(self, job: Job, error: DomainError | None) -> None:
+    async def _finish(self, job: DownloadJob, error: DomainError | None) -> None:
         if not job.record.phase.terminal:
             if job.cancel_wanted:
                 await job.end_cancelled()
             elif error is not None and self._open:  # what fails because all is stopped is tried again another time
                 await job.end_failed(error)
+        if not (job.record.phase.terminal or job.accepted.is_set() or job.written):
+            job.refusal = ServerError("The service is shutting down.")
+        if job.refusal is not None:
+            await self._forget(job)  # to ask again, also under the same request id, is to try again
         job.accepted.set()
         log_end(job.record)
         await self._forget_old()
 
     async def _forget_old(self) -> None:
-        ended = [job.record for job in reversed(self._jobs.values()) if job.record.phase.terminal]
+        ended = [job for job in reversed(self._jobs.values()) if job.record.phase.terminal]
         oldest = time.time() - KEEP_SECONDS
-        for place, record in enumerate(ended):
-            if (place >= KEEP_ENDED or record.updated_at < oldest) and record.id in self._jobs:
-                del self._jobs[record.id]
-                with suppress(OSError):  # when the service starts it is tried again
-                    await asyncio.to_thread(self._journal.forget, record.id)
+        for place, job in enumerate(ended):
+            if (place >= KEEP_ENDED or job.record.updated_at < oldest) and job.record.id in self._jobs:
+                await self._forget(job)
 
-    def _promised(self, asking: Job) -> int:
+    async def _forget(self, job: DownloadJob) -> None:
+        self._jobs.pop(job.record.id, None)
+        self._requests.forget(lambda made: made == job.record.id)
+        await job.forget()
+
+    def _promised(self, asking: DownloadJob) -> int:
         return sum(job.missing_bytes for job in self._jobs.values() if job is not asking)
 
     # --- opening and closing
@@ -329,19 +317,19 @@ class Downloads:
 
     async def _close(self) -> None:
         self._open = False
-        tasks = dict(self._tasks)
-        for download_id, task in tasks.items():
-            self._stop(self._jobs[download_id], task, wanted=False)
+        tasks = list(self._tasks.values())
+        for download_id, task in self._tasks.items():
+            if job := self._jobs.get(download_id):  # one that is being forgotten has ended
+                job.stop(task)
         if tasks:
-            await asyncio.wait(tasks.values())
+            await asyncio.wait(tasks)
         self.end_watches()
 
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """What a new download starts with: the model where it is installed, the earlier one whose bytes it can use."""
+    """What a new download starts with: the earlier one whose bytes it can use, or an empty id."""
 
-    model_id: str
     earlier_id: str
 
 
@@ -355,7 +343,7 @@ def _agree(have: Sequence[FileRecord], wanted: Sequence[FileRecord]) -> bool:
     return all(new.item.checksum in ("", expected_checksum(old)) for old, new in pairs)
 
 
-def _has_failed_at(job: Job, files: Sequence[FileRecord]) -> bool:
+def _has_failed_at(job: DownloadJob, files: Sequence[FileRecord]) -> bool:
     return job.record.phase is Phase.FAILED and _sources(job.record.files) == _sources(files)
 
 

@@ -150,7 +150,7 @@ class _BridgedSource:
                 request.reply.set_exception(_given_up())
 
 
-class _Stream:
+class _ForwardReader:
     """Bytes of a file as they arrive, read forward only."""
 
     def __init__(self, chunks: AsyncIterator[bytes], position: int, stall_seconds: float) -> None:
@@ -185,7 +185,7 @@ class _Pieces:
         self.size = resolved.size
         self._etag = ""
         self._buffer, self._buffer_at = b"", 0
-        self._whole: _Stream | None = None  # of a source that ignores ranges
+        self._whole: _ForwardReader | None = None  # of a source that ignores ranges
         self._connection = AsyncExitStack()
 
     async def __aenter__(self) -> "_Pieces":
@@ -213,7 +213,7 @@ class _Pieces:
                     body = await connection.enter_async_context(wanted)
                 self._check(body)
                 chunks = await connection.enter_async_context(chunks_of(body))
-                stream = _Stream(chunks, body.start, self._stall_seconds)
+                stream = _ForwardReader(chunks, body.start, self._stall_seconds)
                 if body.start == start:
                     return self._enough(await stream.read(start, end), start, end)
                 self._whole, self._connection = stream, connection.pop_all()

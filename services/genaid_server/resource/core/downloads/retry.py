@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.errors import DownloadError
 from genaid_server.resource.core.downloads.download import DownloadLimits
 from genaid_server.resource.core.downloads.remote import RemoteError
@@ -37,6 +38,7 @@ class Tries:
 
     def __init__(self, limits: DownloadLimits, pauses: Pauses, on_retry: Callable[[str], None]) -> None:
         self._limits, self._pauses, self._on_retry = limits, pauses, on_retry
+        self._backoff = Backoff(limits.first_delay, limits.max_delay)
         self._failed = 0
 
     def renew(self) -> None:
@@ -66,8 +68,6 @@ class Tries:
                 await self.wait(error)
 
     def _delay(self, retry_after: float | None) -> float:
-        doublings = min(self._failed - 1, 60)  # beyond that no float holds the product
-        longest = min(self._limits.first_delay * 2.0**doublings, self._limits.max_delay)
         # At least a half, so that waits grow, and by chance, so that many clients don't come back all at once.
-        chosen = longest * (0.5 + self._pauses.random() / 2)
+        chosen = self._backoff.delay(self._failed) * (0.5 + self._pauses.random() / 2)
         return max(chosen, min(retry_after or 0.0, _LONGEST_WAIT))

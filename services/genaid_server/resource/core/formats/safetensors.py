@@ -131,7 +131,7 @@ def parse_header(source: Source) -> SafetensorsHeader:
     """
     text = _read_text(source)
     data_offset = _LENGTH_BYTES + len(text)
-    tensors, metadata = _Parser(text).parse()
+    tensors, metadata = _SafetensorsParser(text).parse()
     return SafetensorsHeader(
         tensors=tensors,
         metadata=MappingProxyType(metadata),
@@ -206,7 +206,7 @@ def _check_encoding(text: bytes) -> None:
         raise _damaged("it is not UTF-8") from error
 
 
-class _Parser:
+class _SafetensorsParser:
     """Reads the text of one header from its first byte to its last."""
 
     def __init__(self, text: bytes) -> None:

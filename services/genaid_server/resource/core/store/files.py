@@ -43,8 +43,21 @@ class Stamp:
     changed: int
 
 
+class SharedFileGoneError(FileSystemError):
+    """A file that was to be shared with a model was deleted with it meanwhile."""
+
+
 class StoppedError(Exception):
     """The store is being closed."""
+
+
+def shared_file_gone(name: str) -> SharedFileGoneError:
+    """The error for a file that was to be shared."""
+    return SharedFileGoneError(
+        f"{name} was to be shared with a model that has been deleted meanwhile. Try again.",
+        operation="install",
+        file=name,
+    )
 
 
 def missing(file_name: str) -> InvalidRequestError:

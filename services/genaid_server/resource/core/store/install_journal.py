@@ -21,11 +21,12 @@ from genaid_server.resource.core.store.files import flush_folder, move, share
 log = logging.getLogger(__name__)
 
 SUFFIX: Final = ".placing"
+"""What the name of a journal ends in; it stays as it is, as data directories may hold some."""
 _MAX_JOURNAL_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class FileMove:
     """A file on its way to a name that is free; with `shared` it stays where it is as well."""
 
     source: Path
@@ -39,23 +40,23 @@ def journal_of(folder: Path, model_id: str) -> Path:
     return folder / f".{model_id}{SUFFIX}"
 
 
-def place(
-    root: Path, journal: Path, placements: Sequence[Placement], commit: Callable[[], None], stop: threading.Event
+def install_files(
+    root: Path, journal: Path, moves: Sequence[FileMove], commit: Callable[[], None], stop: threading.Event
 ) -> None:
     """Move all files, then call `commit`, which makes them a model; whatever fails, all are back where they were.
 
     All places are below `root`. Raises what the disk or `commit` raise, and StoppedError when `stop` is set.
     """
-    write_atomic(journal, _written(root, placements))
+    write_atomic(journal, _written(root, moves))
     flush_folder(journal.parent)
     try:
-        for placement in placements:
-            _put(placement, stop)
-        for folder in {placement.target.parent for placement in placements}:
+        for each in moves:
+            _move_in(each, stop)
+        for folder in {each.target.parent for each in moves}:
             flush_folder(folder)
         commit()
     except BaseException:
-        if undo(placements, journal.parent):
+        if undo(moves, journal.parent):
             journal.unlink(missing_ok=True)
         raise
     flush_folder(journal.parent)
@@ -64,44 +65,44 @@ def place(
 
 
 def recover(root: Path, journal: Path, owned: Collection[Path]) -> None:
-    """Undo what an interrupted `place` did, but for files that are a model's after all. Raises OSError."""
+    """Undo what an interrupted `install_files` did, but for files that are a model's after all. Raises OSError."""
     try:
-        placements = _read(root, journal)
+        moves = _read(root, journal)
     except ValueError as error:
         log.warning("Passing over %s: %s.", journal.name, error)
         return
-    if undo([each for each in placements if each.target not in owned], journal.parent):
+    if undo([each for each in moves if each.target not in owned], journal.parent):
         log.info("Undid the installation that was interrupted in %s.", journal.name)
         journal.unlink()
 
 
-def undo(placements: Sequence[Placement], folder: Path) -> bool:
+def undo(moves: Sequence[FileMove], folder: Path) -> bool:
     """Put files back to where they were, and tell whether that worked for all; `folder` is the one of all models."""
     done = True
-    for placement in reversed(placements):
+    for each in reversed(moves):
         try:
-            _put_back(placement)
+            _move_back(each)
         except OSError as error:
-            log.warning("Can't put %s back: %s.", placement.target.name, error.strerror or type(error).__name__)
+            log.warning("Can't put %s back: %s.", each.target.name, error.strerror or type(error).__name__)
             done = False
-    for own in {placement.target.parent for placement in placements} - {folder}:
+    for own in {each.target.parent for each in moves} - {folder}:
         remove_if_empty(own)
     return done
 
 
-def _put(placement: Placement, stop: threading.Event) -> None:
-    placement.target.parent.mkdir(exist_ok=True)
-    if placement.shared:
-        share(placement.source, placement.target, stop)
+def _move_in(one: FileMove, stop: threading.Event) -> None:
+    one.target.parent.mkdir(exist_ok=True)
+    if one.shared:
+        share(one.source, one.target, stop)
     else:
-        move(placement.source, placement.target, stop)
+        move(one.source, one.target, stop)
 
 
-def _put_back(placement: Placement) -> None:
-    source, target = placement.source, placement.target
+def _move_back(one: FileMove) -> None:
+    source, target = one.source, one.target
     # Another size is another file: the move never happened, and somebody else has used the name since.
-    if target.is_file() and target.stat().st_size == placement.size_bytes:
-        if placement.shared or os.path.lexists(source):
+    if target.is_file() and target.stat().st_size == one.size_bytes:
+        if one.shared or os.path.lexists(source):
             target.unlink()
         else:
             source.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _written(root: Path, placements: Sequence[Placement]) -> bytes:
+def _written(root: Path, moves: Sequence[FileMove]) -> bytes:
     entries = [
         {
             "from": each.source.relative_to(root).as_posix(),
@@ -122,24 +123,24 @@ def _written(root: Path, placements: Sequence[Placement]) -> bytes:
             "size_bytes": each.size_bytes,
             "shared": each.shared,
         }
-        for each in placements
+        for each in moves
     ]
     return json.dumps({"files": entries}, indent=1).encode() + b"\n"
 
 
-def _read(root: Path, journal: Path) -> list[Placement]:
+def _read(root: Path, journal: Path) -> list[FileMove]:
     """Raises ValueError where the journal is damaged."""
     if journal.stat().st_size > _MAX_JOURNAL_BYTES:
         raise ValueError("it is too long")
     try:
         entries = json.loads(journal.read_bytes())["files"]
         return [
-            Placement(
+            FileMove(
                 _below(root, entry["from"]), _below(root, entry["to"]), int(entry["size_bytes"]), bool(entry["shared"])
             )
             for entry in entries
         ]
-    except (KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError("it is damaged") from error
 
 

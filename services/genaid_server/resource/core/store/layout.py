@@ -22,7 +22,7 @@ from genaid_server.kit.files import write_atomic
 from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.store.candidates import Candidate
 from genaid_server.resource.core.store.files import free_folder, free_path, on_disk
-from genaid_server.resource.core.store.install_journal import Placement, journal_of, place, remove_if_empty
+from genaid_server.resource.core.store.install_journal import FileMove, install_files, journal_of, remove_if_empty
 from genaid_server.resource.core.store.model import Model, ModelFile
 from genaid_server.resource.core.store.names import variants
 from genaid_server.resource.core.store.records import to_record
@@ -34,7 +34,7 @@ TOMBSTONE: Final = ".deleting"
 """What the record of a model ends in while its files are removed."""
 
 
-class Shelf:
+class StoreLayout:
     """The folders below one data directory.
 
     All methods block. One thread at a time may call those that change something.
@@ -58,13 +58,13 @@ class Shelf:
         names = (f"{model_id}.json", f".{model_id}{TOMBSTONE}", journal_of(Path(), model_id).name)
         return not any(os.path.lexists(folder / name) for folder in self.folders.values() for name in names)
 
-    def put(self, candidate: Candidate, model_id: str, stop: threading.Event) -> Model:
+    def install(self, candidate: Candidate, model_id: str, stop: threading.Event) -> Model:
         """Move files into their places and make them a model with an id that is free: wholly, or not at all.
 
         Raises OSError where the disk refuses, and StoppedError when `stop` is set.
         """
         folder = self.folders[candidate.type]
-        files = self._placed(candidate, folder, model_id)
+        files = self._with_places(candidate, folder, model_id)
         model = Model(
             id=model_id,
             name=candidate.name,
@@ -75,18 +75,18 @@ class Shelf:
             metadata=candidate.metadata,
             supports_reasoning=candidate.supports_reasoning,
         )
-        placements = [
-            Placement(now.path, then.path, then.size_bytes, shared=self.holds(now.path))
+        moves = [
+            FileMove(now.path, then.path, then.size_bytes, shared=self.holds(now.path))
             for now, then in zip(candidate.files, files, strict=True)
             if now.path != then.path
         ]
-        if placements:
-            place(self.root, journal_of(folder, model_id), placements, lambda: self.keep(model), stop)
+        if moves:
+            install_files(self.root, journal_of(folder, model_id), moves, lambda: self.write_record(model), stop)
         else:
-            self.keep(model)
+            self.write_record(model)
         return model
 
-    def keep(self, model: Model) -> None:
+    def write_record(self, model: Model) -> None:
         """Write the record of a model, or write it anew. Raises OSError."""
         write_atomic(self._record(model), to_record(model, self.models))
 
@@ -96,11 +96,11 @@ class Shelf:
         Raises ServerBusyError where an engine has loaded it, and FileSystemError where the disk refuses; then the
         model stays.
         """
-        doomed = [file.path for file in model.files if file.path not in used]
+        removed = [file.path for file in model.files if file.path not in used]
         with on_disk("delete", model.path.name):
             with _locked(model):
-                self._bury(model, doomed)
-            for folder in {model.path.parent, *(path.parent for path in doomed)} - set(self.folders.values()):
+                self._remove_files(model, removed)
+            for folder in {model.path.parent, *(path.parent for path in removed)} - set(self.folders.values()):
                 remove_if_empty(folder)
 
     def _record(self, model: Model) -> Path:
@@ -108,7 +108,7 @@ class Shelf:
 
     # --- places
 
-    def _placed(self, candidate: Candidate, folder: Path, model_id: str) -> tuple[ModelFile, ...]:
+    def _with_places(self, candidate: Candidate, folder: Path, model_id: str) -> tuple[ModelFile, ...]:
         """The files with the places that they will have; one that keeps its place is shared with another model."""
         files = candidate.files
         if all(self.holds(file.path) for file in files) and (not files[0].shard or _side_by_side(candidate)):
@@ -126,7 +126,7 @@ class Shelf:
 
     # --- removing
 
-    def _bury(self, model: Model, doomed: Sequence[Path]) -> None:
+    def _remove_files(self, model: Model, removed: Sequence[Path]) -> None:
         """Remove files. As long as the first is there, the model can stay; then it is gone, whatever happens."""
         record = self._record(model)
         tombstone = record.with_name(f".{model.id}{TOMBSTONE}")
@@ -135,18 +135,18 @@ class Shelf:
         except FileNotFoundError:
             write_atomic(tombstone, to_record(model, self.models))
         try:
-            for path in doomed[:1]:
+            for path in removed[:1]:
                 path.unlink(missing_ok=True)
         except OSError:
             tombstone.replace(record)
             raise
-        finish_removal(tombstone, doomed)
+        finish_removal(tombstone, removed)
 
 
-def finish_removal(tombstone: Path, doomed: Sequence[Path]) -> None:
+def finish_removal(tombstone: Path, removed: Sequence[Path]) -> None:
     """Remove what is left of a model; what can't be removed now is tried again when the store is opened."""
     left = 0
-    for path in doomed:
+    for path in removed:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Names that strangers give: ids, names for people, names of files. What is not safe on every system is refused."""
+"""Ids, names for people and names of files, as they are given: what is not safe on every system is refused."""
 
 import hashlib
 import itertools
@@ -54,6 +54,13 @@ def check_id(model_id: str) -> None:
             f"characters, and no name that Windows reserves; {slug(model_id)!r} would do",
             field="model_id",
         )
+
+
+def id_taken(model_id: str) -> InvalidRequestError:
+    """The error for an id that another model has."""
+    return InvalidRequestError(
+        f"The model id {model_id!r} is taken. Choose another one, or delete that model first.", field="model_id"
+    )
 
 
 def check_name(name: str) -> str:

@@ -149,7 +149,10 @@ def _time(record: Mapping[str, object], weights: Path) -> datetime:
     if "create_time" not in record:
         return datetime.fromtimestamp(weights.stat().st_mtime, UTC)
     time = datetime.fromisoformat(_text(record, "create_time"))
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    try:
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("its create_time is out of range") from error
 
 
 def _source(record: object) -> ModelSource:

@@ -8,9 +8,8 @@ from typing import Final
 
 from genaid_server.kit.errors import ServerBusyError
 from genaid_server.resource.core.formats.kinds import ModelFormat
-from genaid_server.resource.core.store import install_journal as placing
-from genaid_server.resource.core.store.install_journal import recover, remove_if_empty
-from genaid_server.resource.core.store.layout import TOMBSTONE, Shelf, finish_removal
+from genaid_server.resource.core.store.install_journal import SUFFIX, recover, remove_if_empty
+from genaid_server.resource.core.store.layout import TOMBSTONE, StoreLayout, finish_removal
 from genaid_server.resource.core.store.model import Model
 from genaid_server.resource.core.store.records import read_paths, read_record
 from genaid_server.supervision.model_lock import taken
@@ -20,24 +19,25 @@ log = logging.getLogger(__name__)
 _FORMATS: Final = frozenset(f".{form}" for form in ModelFormat)
 
 
-def load(shelf: Shelf) -> dict[str, Model]:
+def load(layout: StoreLayout) -> dict[str, Model]:
     """All models by their ids, after the folders were made and tidied up.
 
     A damaged record, or one without weights, is left alone, logged and passed over; so is a file that no record and
-    no journal names. Raises OSError where the folders can't be made or read.
+    no journal names, and what can't be undone or removed, which is tried again when the store is opened again. Raises
+    OSError where the folders can't be made or read.
     """
-    for folder in (shelf.inbox, *shelf.folders.values()):
+    for folder in (layout.inbox, *layout.folders.values()):
         folder.mkdir(parents=True, exist_ok=True)
     models: dict[str, Model] = {}
-    for folder in shelf.folders.values():
+    for folder in layout.folders.values():
         for path in sorted(folder.glob("*.json")):
             if not path.name.startswith("."):
                 _load_record(path, models)
     owned = {file.path for model in models.values() for file in model.files}
-    for folder in shelf.folders.values():
-        _tidy(shelf, folder, owned)
-        _clean(folder, models)
-        _report_strangers(folder, owned)
+    for folder in layout.folders.values():
+        _finish_changes(layout, folder, owned)
+        _remove_leftovers(folder, models)
+        _report_unrecorded(folder, owned)
     return models
 
 
@@ -52,22 +52,21 @@ def _load_record(path: Path, models: dict[str, Model]) -> None:
     models[model.id] = model
 
 
-def _tidy(shelf: Shelf, folder: Path, owned: Collection[Path]) -> None:
+def _finish_changes(layout: StoreLayout, folder: Path, owned: Collection[Path]) -> None:
     """Undo installations and finish removals that were interrupted."""
-    for journal in sorted(folder.glob(f".*{placing.SUFFIX}")):
-        recorded = (folder / f"{_id(journal)}.json").exists()
+    for journal in sorted(folder.glob(f".*{SUFFIX}")):
         with _passing_over(journal):
-            if recorded:
+            if (folder / f"{_id(journal)}.json").exists():
                 journal.unlink()
             else:
-                recover(shelf.root, journal, owned)
+                recover(layout.root, journal, owned)
     for tombstone in sorted(folder.glob(f".*{TOMBSTONE}")):
         with _passing_over(tombstone):
-            doomed = [path for path in read_paths(tombstone) if path not in owned]
-            finish_removal(tombstone, doomed)
+            left = [path for path in read_paths(tombstone) if path not in owned]
+            finish_removal(tombstone, left)
 
 
-def _clean(folder: Path, models: Collection[str]) -> None:
+def _remove_leftovers(folder: Path, models: Collection[str]) -> None:
     """Remove what was only of use to a process that has ended."""
     for path in (*folder.iterdir(), *_inner(folder)):
         if path.name.startswith(".") and path.suffix == ".tmp":
@@ -83,7 +82,7 @@ def _clean(folder: Path, models: Collection[str]) -> None:
         remove_if_empty(path)
 
 
-def _report_strangers(folder: Path, owned: Collection[Path]) -> None:
+def _report_unrecorded(folder: Path, owned: Collection[Path]) -> None:
     for path in sorted([*folder.iterdir(), *_inner(folder)]):
         if path.suffix.lower() in _FORMATS and path not in owned:
             log.info("%s is no model's: no record names it.", path.relative_to(folder.parent).as_posix())

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 
 from genaid_server.kit.errors import DomainError, DownloadError, InvalidRequestError
+from genaid_server.resource.core.formats import gguf, raw_metadata
 from genaid_server.resource.core.formats.gguf import GgufHeader
 from genaid_server.resource.core.formats.headers import Header, check_whole, of_gguf, read_header, read_shards
 from genaid_server.resource.core.formats.kinds import ModelFormat
@@ -61,6 +63,12 @@ def refreshed(model: Model, header: Header) -> Model:
     """The model with what the header says."""
     names = (model.primary.name, model.source.file)
     return replace(model, metadata=header.metadata, supports_reasoning=reasons(model.type, header, *names))
+
+
+def raw_header(path: Path) -> str:
+    """Everything that the header of a GGUF file says, as JSON. Raises FileSystemError, InvalidRequestError."""
+    with on_disk("read", path.name):
+        return raw_metadata.to_json(gguf.read_header(path, short_arrays=True))
 
 
 async def _local(model: Model) -> Header:

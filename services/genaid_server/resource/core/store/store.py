@@ -9,22 +9,20 @@ there or not at all, and what a journal says was half done is undone when the st
 import asyncio
 import contextlib
 import threading
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from genaid_server.kit.errors import (
+    DomainError,
     FileSystemError,
-    InvalidRequestError,
     ModelNotFoundError,
     ServerBusyError,
     ServerError,
 )
+from genaid_server.kit.request_ids import RequestIds, check_request_id
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core.formats import gguf
-from genaid_server.resource.core.formats import raw_metadata as raw
+from genaid_server.resource.core.formats.headers import Header
 from genaid_server.resource.core.formats.kinds import ModelFormat, ModelType
 from genaid_server.resource.core.store.candidates import Candidate, inspect
 from genaid_server.resource.core.store.files import (
@@ -36,17 +34,22 @@ from genaid_server.resource.core.store.files import (
     missing,
     on_disk,
     read_stamp,
+    shared_file_gone,
 )
-from genaid_server.resource.core.store.layout import Shelf
+from genaid_server.resource.core.store.layout import StoreLayout
 from genaid_server.resource.core.store.model import Model, ModelFile, ModelSource, SourceType, StagedFile
-from genaid_server.resource.core.store.names import MAX_ID, check_file_name, check_id, check_name, slug, variants
+from genaid_server.resource.core.store.names import (
+    MAX_ID,
+    check_file_name,
+    check_id,
+    check_name,
+    id_taken,
+    slug,
+    variants,
+)
 from genaid_server.resource.core.store.recovery import load
-from genaid_server.resource.core.store.refreshing import RemoteHeader, Strategy, fresh_header, refreshed
+from genaid_server.resource.core.store.refreshing import RemoteHeader, Strategy, fresh_header, raw_header, refreshed
 from genaid_server.resource.core.store.verification import VerifyProgress, verify_files
-
-MAX_REQUEST_ID: Final = 128
-REMEMBERED_REQUESTS: Final = 1024
-"""How many finished imports are remembered by their request id."""
 
 
 class ModelStore:
@@ -58,7 +61,7 @@ class ModelStore:
 
     def __init__(self, data_dir: Path) -> None:
         """Use `open`, which also loads what is there."""
-        self._shelf = Shelf(data_dir)
+        self._layout = StoreLayout(data_dir)
         self._models: dict[str, Model] = {}
         self._ordered: tuple[Model, ...] | None = ()
         self._by_checksum: dict[str, ModelFile] | None = None
@@ -67,7 +70,7 @@ class ModelStore:
         self._verifications: set[threading.Event] = set()
         self._imports: set[asyncio.Task[Model]] = set()
         self._running: dict[str, asyncio.Task[Model]] = {}
-        self._answered: OrderedDict[str, Model] = OrderedDict()
+        self._answered = RequestIds[str]()
         self.in_use: Callable[[str], str | None] | None = None
         """Asked before a model is deleted, with its id; may return why that can't be, which is SERVER_BUSY."""
 
@@ -80,8 +83,7 @@ class ModelStore:
         """
         store = cls(data_dir)
         with on_disk("open", "the model store"):
-            store._models = await asyncio.to_thread(load, store._shelf)
-        store._ordered = None
+            store._models, store._ordered = await asyncio.to_thread(load, store._layout), None
         return store
 
     async def close(self) -> None:
@@ -104,7 +106,7 @@ class ModelStore:
     @property
     def inbox(self) -> Path:
         """Where files to import lie."""
-        return self._shelf.inbox
+        return self._layout.inbox
 
     # --- reading
 
@@ -139,20 +141,24 @@ class ModelStore:
     async def raw_metadata(self, model_id: str) -> str:
         """Everything that the header of the primary file says, as JSON; empty for a format without such a header.
 
-        See `raw.to_json`. Raises ModelNotFoundError, FileSystemError where the file can't be read, and
-        InvalidRequestError where it has been damaged.
+        Raises ModelNotFoundError, also where the model is deleted meanwhile; FileSystemError where the file can't be
+        read; InvalidRequestError where it has been damaged.
         """
         model = self.get(model_id)
         if model.format is not ModelFormat.GGUF:
             return ""
-        return await asyncio.to_thread(_raw_metadata, model.path)
+        try:
+            return await asyncio.to_thread(raw_header, model.path)
+        except DomainError:
+            self._check_same(model)
+            raise
 
     async def verify(self, model_id: str) -> AsyncGenerator[VerifyProgress]:
         """Hash a model's files and compare with the checksums that they were installed with.
 
         Yields how far it is a few times a second, and at last the result. To leave it ends the work. Raises
-        ModelNotFoundError, FileSystemError where a file can't be read, and ServerError when the store is closed
-        meanwhile.
+        ModelNotFoundError, also where the model is deleted meanwhile; FileSystemError where a file can't be read;
+        ServerError when the store is closed meanwhile.
         """
         model = self.get(model_id)
         stop = threading.Event()
@@ -160,9 +166,14 @@ class ModelStore:
         try:
             async with contextlib.aclosing(verify_files(model.files, stop)) as found:
                 async for progress in found:
+                    if progress.verdict is not None:
+                        self._check_same(model)
                     yield progress
         except StoppedError as error:
             raise ServerError("The model store was closed before the files were verified.") from error
+        except FileSystemError:
+            self._check_same(model)
+            raise
         finally:
             self._verifications.discard(stop)
 
@@ -181,20 +192,18 @@ class ModelStore:
 
         `name` defaults to the header's own name, else the file's; `model_type` to what the header says; `model_id`
         to a free one made of the name. A call with the `request_id` of an earlier one returns the model of that,
-        while it is installed; finished calls are remembered in memory only, the last REMEMBERED_REQUESTS of them.
+        while it is installed; finished calls are remembered in memory only, the last thousand of them.
         A caller that goes away doesn't end the import. A file that is refused stays in the inbox.
 
         Raises InvalidRequestError where the file or an argument isn't right, FileSystemError where the disk
         refuses, and ServerError when the store is closed meanwhile.
         """
-        if len(request_id) > MAX_REQUEST_ID:
-            raise InvalidRequestError(f"request_id must be at most {MAX_REQUEST_ID} characters", field="request_id")
-        if earlier := self._answered.get(request_id):
-            self._answered.move_to_end(request_id)
+        check_request_id(request_id)
+        if earlier := self._models.get(self._answered.known(request_id) or ""):
             return earlier
         task = self._running.get(request_id)
         if task is None:
-            task = asyncio.create_task(self._import(file_name, name, model_type, model_id))
+            task = asyncio.create_task(self._import(file_name, name, model_type, model_id, request_id))
             self._imports.add(task)
             if request_id:
                 self._running[request_id] = task
@@ -223,24 +232,21 @@ class ModelStore:
         candidate = await to_the_end(asyncio.to_thread(self._check_staged, tuple(staged), name, model_type))
         return await to_the_end(self._install(candidate, model_id))
 
-    async def _import(self, file_name: str, name: str, wanted: ModelType | None, model_id: str) -> Model:
+    async def _import(
+        self, file_name: str, name: str, wanted: ModelType | None, model_id: str, request_id: str
+    ) -> Model:
         name = self._check_wishes(name, model_id)
         try:
             candidate, stamp = await asyncio.to_thread(self._check_inbox, file_name, name, wanted)
-            return await to_the_end(self._install(candidate, model_id, stamp))
+            return await to_the_end(self._install(candidate, model_id, stamp, request_id))
         except StoppedError as error:
             raise ServerError("The model store was closed before the import was finished.") from error
 
     def _imported(self, request_id: str, task: "asyncio.Task[Model]") -> None:
         self._imports.discard(task)
         self._running.pop(request_id, None)
-        # To ask for the exception also says that it was seen: the caller may be gone.
-        if not request_id or task.cancelled() or task.exception() is not None:
-            return
-        if task.result().id in self._models:
-            self._answered[request_id] = task.result()
-        if len(self._answered) > REMEMBERED_REQUESTS:
-            self._answered.popitem(last=False)
+        if not task.cancelled():
+            task.exception()  # which says that it was seen: the caller may be gone
 
     def _check_wishes(self, name: str, model_id: str) -> str:
         """Refuse what can be refused before any work, and return the name for people."""
@@ -270,19 +276,28 @@ class ModelStore:
     def _check_staged(self, staged: Sequence[StagedFile], name: str, wanted: ModelType | None) -> Candidate:
         """The same for files that are hashed already."""
         with on_disk("read", staged[0].name if staged else "nothing"):
-            candidate = inspect(staged, name, wanted)
-            for file in candidate.files:
-                if not self._shelf.holds(file.path):
-                    flush(file.path)
+            try:
+                candidate = inspect(staged, name, wanted)
+                for file in candidate.files:
+                    if not self._layout.holds(file.path):
+                        flush(file.path)
+            except FileNotFoundError as error:
+                for each in staged:
+                    if self._layout.holds(each.path) and not each.path.is_file():
+                        raise shared_file_gone(each.name) from error
+                raise
         return candidate
 
-    async def _install(self, candidate: Candidate, model_id: str, stamp: Stamp | None = None) -> Model:
+    async def _install(
+        self, candidate: Candidate, model_id: str, stamp: Stamp | None = None, request_id: str = ""
+    ) -> Model:
         async with self._lock:
-            model = await asyncio.to_thread(self._put, candidate, model_id, stamp)
+            model = await asyncio.to_thread(self._move_in, candidate, model_id, stamp)
             self._set(model.id, model)
+            self._answered.remember(request_id, model.id)
             return model
 
-    def _put(self, candidate: Candidate, model_id: str, stamp: Stamp | None) -> Model:
+    def _move_in(self, candidate: Candidate, model_id: str, stamp: Stamp | None) -> Model:
         """Choose an id and move the files. Runs in a thread, under the lock."""
         if self._stop.is_set():
             raise ServerError("The model store is closed.")
@@ -294,46 +309,63 @@ class ModelStore:
             if stamp is not None:
                 check_stamp(candidate.files[0].path, stamp)
             self._check_shared(candidate)
-            return self._shelf.put(candidate, model_id, self._stop)
+            return self._layout.install(candidate, model_id, self._stop)
 
     def _check_shared(self, candidate: Candidate) -> None:
         owned = self._paths(self._models.values())
         for file in candidate.files:
-            if self._shelf.holds(file.path) and file.path not in owned:
-                raise FileSystemError(
-                    f"{file.name} was to be shared with a model that has been deleted meanwhile. Try again.",
-                    operation="install",
-                    file=file.name,
-                )
+            if self._layout.holds(file.path) and file.path not in owned:
+                raise shared_file_gone(file.name)
 
     def _check_free(self, model_id: str) -> None:
         if not self._is_free(model_id):
-            raise InvalidRequestError(
-                f"The model id {model_id!r} is taken. Choose another one, or delete that model first.",
-                field="model_id",
-            )
+            raise id_taken(model_id)
 
     def _is_free(self, model_id: str) -> bool:
-        return model_id not in self._models and self._shelf.is_free(model_id)
+        return model_id not in self._models and self._layout.is_free(model_id)
 
     # --- changing
 
     async def refresh(self, model_id: str, strategy: Strategy, remote: RemoteHeader) -> Model:
         """Read the header of a model's primary file anew, here or at its source, and keep what it says.
 
-        Raises ModelNotFoundError; InvalidRequestError where the file is no GGUF file or damaged; FileSystemError;
+        A model that is replaced by another one under its id meanwhile has its own header read. Raises
+        ModelNotFoundError; InvalidRequestError where the file is no GGUF file or damaged; FileSystemError;
         DownloadError where the source can't be read or isn't known.
         """
-        header = await fresh_header(self.get(model_id), strategy, remote)
-        return await to_the_end(self._keep(model_id, lambda model: refreshed(model, header)))
+        while True:
+            model = self.get(model_id)
+            try:
+                header = await fresh_header(model, strategy, remote)
+            except DomainError:
+                self.get(model_id)
+                if not self._is_same(model):
+                    continue
+                raise
+            if kept := await to_the_end(self._keep(model, header)):
+                return kept
 
-    async def _keep(self, model_id: str, change: Callable[[Model], Model]) -> Model:
+    async def _keep(self, model: Model, header: Header) -> Model | None:
+        """Keep what the header of this model says; None where another one has its id by now."""
         async with self._lock:
-            model = change(self.get(model_id))  # it may have been deleted meanwhile
-            with on_disk("write", f"{model_id}.json"):
-                await asyncio.to_thread(self._shelf.keep, model)
-            self._set(model_id, model)
-            return model
+            present = self.get(model.id)
+            if not self._is_same(model):
+                return None
+            changed = refreshed(present, header)
+            with on_disk("write", f"{model.id}.json"):
+                await asyncio.to_thread(self._layout.write_record, changed)
+            self._set(model.id, changed)
+            return changed
+
+    def _is_same(self, model: Model) -> bool:
+        """Whether this model is still there, and not another one under its id."""
+        present = self._models.get(model.id)
+        return present is not None and (present.create_time, present.files) == (model.create_time, model.files)
+
+    def _check_same(self, model: Model) -> None:
+        """Raises ModelNotFoundError where this model was deleted, also if another one has its id by now."""
+        if not self._is_same(model):
+            raise ModelNotFoundError(f"Model {model.id!r} was deleted meanwhile.", modelId=model.id)
 
     async def delete(self, model_id: str) -> None:
         """Remove a model and its files, but for those that other models use.
@@ -350,12 +382,11 @@ class ModelStore:
                 raise ServerBusyError(reason, modelId=model_id)
             self._set(model_id, None)
             try:
-                await asyncio.to_thread(self._shelf.remove, model, self._paths(self._models.values()))
+                await asyncio.to_thread(self._layout.remove, model, self._paths(self._models.values()))
             except BaseException:
                 self._set(model_id, model)
                 raise
-            for request_id in [each for each, made in self._answered.items() if made.id == model_id]:
-                del self._answered[request_id]
+            self._answered.forget(lambda made: made == model_id)
 
     @staticmethod
     def _paths(models: Collection[Model]) -> frozenset[Path]:
@@ -367,8 +398,3 @@ class ModelStore:
         else:
             self._models[model_id] = model
         self._ordered = self._by_checksum = None
-
-
-def _raw_metadata(path: Path) -> str:
-    with on_disk("read", path.name):
-        return raw.to_json(gguf.read_header(path, short_arrays=True))

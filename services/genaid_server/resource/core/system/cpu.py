@@ -14,7 +14,6 @@ from genaid_server.resource.core.system.facts import Cpu
 from genaid_server.resource.core.system.machine import Machine, number
 
 ARCHITECTURES: Final = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
-SYSCTL_TIMEOUT: Final = 1.0  # seconds
 
 FEATURES: Final = (
     "avx",
@@ -217,7 +216,7 @@ def _sysctl(machine: Machine, *names: str) -> str:
             argv,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=SYSCTL_TIMEOUT,
+            timeout=machine.program_timeout,
             env=machine.probe_env,
             check=False,
         )

@@ -47,20 +47,16 @@ class Ram:
         return max(0, self.total - self.available)
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuTraits:
+    """What is known of a GPU, by whoever looks at it.
 
-    `id` stays the same as long as the hardware does: a PCI address (`0000:01:00.0`), a UUID, or `apple-0`.
     `vram_total` is None where nobody tells; for `unified` memory it is the part of main memory that the GPU may take,
     and of an integrated one that is not unified the part that the firmware set aside. `vram_free` is from the time
     of detection, None where the driver doesn't tell. `cuda`, `metal`, `rocm`, `vulkan` say whether a runtime of that
     kind could use it: the driver is there. `compute_capability` is NVIDIA's, such as `8.9`.
     """
 
-    id: str
-    vendor: Vendor
-    name: str
     vram_total: int | None = None
     vram_free: int | None = None
     unified: bool = False
@@ -71,6 +67,18 @@ class Gpu:
     metal: bool = False
     rocm: bool = False
     vulkan: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu(GpuTraits):
+    """One GPU.
+
+    `id` stays the same as long as the hardware does: a PCI address (`0000:01:00.0`), a UUID, or `apple-0`.
+    """
+
+    id: str
+    vendor: Vendor
+    name: str
 
 
 @dataclass(frozen=True, slots=True)

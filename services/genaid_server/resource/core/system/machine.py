@@ -23,6 +23,7 @@ class Machine:
     /proc, /sys, /dev and /opt. `cores` are the physical and the logical ones, `affinity` is how many of these the
     process may run on, `memory` is the total and what is available, in bytes. The name of a probe is appended to
     `probe_command`, and `probe_env` is the environment of probes and of other programs that are asked; None inherits.
+    `program_timeout` is how long such another program may take, in seconds.
     """
 
     platform: str
@@ -33,6 +34,7 @@ class Machine:
     memory: Callable[[], tuple[int, int]]
     probe_command: tuple[str, ...] = PROBES
     probe_env: Mapping[str, str] | None = None
+    program_timeout: float = 1.0
 
     def text(self, *parts: str) -> str:
         """The text of a file below the root, its first 64 KiB; empty where it can't be read."""

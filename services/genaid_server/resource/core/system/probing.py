@@ -6,19 +6,18 @@ it never costs the service, which loads none of these libraries itself.
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Final, Self
 
 from pydantic import TypeAdapter, ValidationError
 
 from genaid_server.kit.errors import ServerError
-from genaid_server.resource.core.system.facts import GpuMemory
+from genaid_server.resource.core.system.facts import GpuMemory, GpuTraits
 from genaid_server.resource.core.system.machine import Machine
+from genaid_server.resource.core.system.probe_candidates import candidates
 from genaid_server.supervision.child import Child, child
 
 log = logging.getLogger(__name__)
@@ -64,29 +63,19 @@ WORDS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class FoundGpu:
-    """A GPU as one probe sees it; what that doesn't know is left at its default. See Gpu for the fields that have the
-    same names there; the ids of vendor and device have four hexadecimal digits."""
+class FoundGpu(GpuTraits):
+    """A GPU as one probe sees it; what that doesn't know is left at its default. The ids of vendor and device have
+    four hexadecimal digits."""
 
     id: str
     vendor: str
     name: str
     vendor_id: str = ""
     device_id: str = ""
-    vram_total: int | None = None
-    vram_free: int | None = None
-    unified: bool = False
-    integrated: bool = False
-    driver: str = ""
-    compute_capability: str = ""
-    cuda: bool = False
-    metal: bool = False
-    rocm: bool = False
-    vulkan: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ProbeFindings:
     """The answer to `detect`."""
 
     gpus: tuple[FoundGpu, ...]
@@ -94,7 +83,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ProbeMemory:
     """The answer to `memory`: of the GPUs whose drivers tell."""
 
     memory: tuple[GpuMemory, ...]
@@ -147,12 +136,14 @@ class Probes:
         """Ask all probes that make sense on this machine at once; each may take the timeout."""
         names = await asyncio.to_thread(candidates, self._machine)
         answers = await _all(self._detect(name) for name in names)
-        gpus = {name: answer.gpus for name, answer in zip(names, answers, strict=True) if isinstance(answer, Found)}
+        gpus = {
+            name: answer.gpus for name, answer in zip(names, answers, strict=True) if isinstance(answer, ProbeFindings)
+        }
         self._measuring = [name for name in names if name in MEASURING and gpus.get(name, True)]
         losses = [WORDS[name].loss for name in names]
         return Detection(gpus, _notes(names, answers, losses))
 
-    async def memory(self) -> Measured:
+    async def memory(self) -> ProbeMemory:
         """Ask how much memory the GPUs have now, those that were found last. A probe that failed has a rest."""
         if self._measuring is None:
             found = await asyncio.to_thread(candidates, self._machine)
@@ -162,11 +153,11 @@ class Probes:
             self._probes[name].ask("memory", _measured(), keep=lambda measured: bool(measured.memory), rest=self._retry)
             for name in names
         )
-        memory = [gpu for answer in answers if isinstance(answer, Measured) for gpu in answer.memory]
+        memory = [gpu for answer in answers if isinstance(answer, ProbeMemory) for gpu in answer.memory]
         losses = ["the free memory of its GPUs is not known"] * len(names)
-        return Measured(tuple(memory), _notes(names, answers, losses))
+        return ProbeMemory(tuple(memory), _notes(names, answers, losses))
 
-    async def _detect(self, name: str) -> Found:
+    async def _detect(self, name: str) -> ProbeFindings:
         # Only a probe that will be asked for memory is worth keeping.
         return await self._probes[name].ask(
             "detect", _found(), keep=lambda found: name in MEASURING and bool(found.gpus)
@@ -344,78 +335,6 @@ class _Session:
         del self._errors[:-MAX_STDERR]
 
 
-def candidates(machine: Machine) -> list[str]:
-    """The probes that make sense, judged by files alone: a machine without a GPU starts none of them."""
-    vendors = _card_vendors(machine.root) if machine.platform == "linux" else set()
-    sensible = {
-        "nvidia": _has_nvidia(machine, vendors),
-        "drm": bool(vendors & {"0x1002", "0x8086", "0x10de"}),
-        "vulkan": _has_vulkan(machine),
-        "apple": machine.platform == "darwin",
-    }
-    return [name for name in WORDS if sensible[name]]
-
-
-def _card_vendors(root: Path) -> set[str]:
-    vendors = set()
-    for file in (root / "sys" / "class" / "drm").glob("card[0-9]*/device/vendor"):
-        try:
-            vendors.add(file.read_text("ascii", "replace").strip().lower())
-        except OSError:  # it was unplugged just now
-            continue
-    return vendors
-
-
-def _has_nvidia(machine: Machine, vendors: set[str]) -> bool:
-    if machine.platform == "win32":
-        return (_system32(machine.root) / "nvml.dll").exists()
-    signs = ("dev/nvidiactl", "dev/dxg", "proc/driver/nvidia/version")
-    return machine.platform == "linux" and (
-        "0x10de" in vendors or any((machine.root / sign).exists() for sign in signs)
-    )
-
-
-def _has_vulkan(machine: Machine) -> bool:
-    return any(_exists(path) for path in _vulkan_loaders(machine)) or (
-        machine.platform == "linux" and _in_linker_cache(machine.root, b"libvulkan.so.1")
-    )
-
-
-def _vulkan_loaders(machine: Machine) -> Iterator[Path]:
-    """Where a Vulkan loader usually lies."""
-    root = machine.root
-    if machine.platform == "win32":
-        yield _system32(root) / "vulkan-1.dll"
-    elif machine.platform == "darwin":
-        for folder in ("usr/local/lib", "opt/homebrew/lib"):
-            yield root / folder / "libvulkan.dylib"
-    else:
-        for folder in ("usr/lib64", "usr/lib", "usr/local/lib", "lib64", "lib"):
-            yield root / folder / "libvulkan.so.1"
-        yield from (root / "usr" / "lib").glob("*-linux-gnu*/libvulkan.so.1")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a folder that may not be looked into
-        return False
-
-
-def _in_linker_cache(root: Path, library: bytes) -> bool:
-    try:
-        return library in (root / "etc" / "ld.so.cache").read_bytes()
-    except OSError:
-        return False
-
-
-def _system32(root: Path) -> Path:
-    """Windows' folder of libraries; it need not be on the drive that `/` means."""
-    if root == Path("/"):
-        return Path(os.environ.get("SYSTEMROOT", "/Windows"), "System32")
-    return root / "Windows" / "System32"
-
-
 async def _all[T](asking: Iterable[Awaitable[T]]) -> list[T | ProbeError]:
     """All answers or faults, in order; raises any other exception once all are through."""
     answers: list[T | ProbeError] = []
@@ -427,7 +346,7 @@ async def _all[T](asking: Iterable[Awaitable[T]]) -> list[T | ProbeError]:
 
 
 def _notes(
-    names: Sequence[str], answers: Sequence[Found | Measured | ProbeError], losses: Sequence[str]
+    names: Sequence[str], answers: Sequence[ProbeFindings | ProbeMemory | ProbeError], losses: Sequence[str]
 ) -> tuple[str, ...]:
     notes: list[str] = []
     for name, answer, loss in zip(names, answers, losses, strict=True):
@@ -439,13 +358,13 @@ def _notes(
 
 
 @cache
-def _found() -> TypeAdapter[Found]:
-    return TypeAdapter(Found)  # made when it is needed: the service starts sooner
+def _found() -> TypeAdapter[ProbeFindings]:
+    return TypeAdapter(ProbeFindings)  # made when it is needed: the service starts sooner
 
 
 @cache
-def _measured() -> TypeAdapter[Measured]:
-    return TypeAdapter(Measured)
+def _measured() -> TypeAdapter[ProbeMemory]:
+    return TypeAdapter(ProbeMemory)
 
 
 def _shutting_down() -> ServerError:

@@ -7,7 +7,7 @@ services leave about their engines.
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -33,6 +33,7 @@ from genaid_server.supervision.process_memory import private_bytes
 
 TTL: Final = 60.0  # seconds
 NOTHING: Final = FoundGpu("", "", "")
+_FIELDS: Final = tuple(field.name for field in fields(FoundGpu))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +144,7 @@ def merge(detection: Detection) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
 
 def _both(first: FoundGpu, second: FoundGpu) -> FoundGpu:
     """What two probes know of one GPU; the first is believed where both know something."""
-    missing = {
-        field: getattr(second, field)
-        for field in FoundGpu.__slots__
-        if getattr(first, field) == getattr(NOTHING, field)
-    }
+    missing = {field: getattr(second, field) for field in _FIELDS if getattr(first, field) == getattr(NOTHING, field)}
     return replace(first, **missing)
 
 
@@ -157,8 +154,8 @@ def _same(gpu: FoundGpu, other: FoundGpu) -> bool:
 
 
 def _gpu(found: FoundGpu) -> Gpu:
-    fields = {name: getattr(found, name) for name in FoundGpu.__slots__ if name not in {"vendor_id", "device_id"}}
-    return Gpu(**fields | {"vendor": Vendor(found.vendor)})
+    known = {name: getattr(found, name) for name in _FIELDS if name not in {"vendor_id", "device_id"}}
+    return Gpu(**known | {"vendor": Vendor(found.vendor)})
 
 
 def _usefulness(gpu: Gpu) -> tuple[bool, int, str]:
