@@ -23,15 +23,17 @@ JOB = {"prompt": "a lighthouse", "width": 256, "height": 256, "steps": 16, "seed
 TINY = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 4, "seed": 1, "cfgScale": 1}
 
 
-def bare_job(job: dict[str, object]) -> dict[str, object]:
+def bare_job(job: Mapping[str, object]) -> dict[str, object]:
     """The same job in the words of the library."""
     names = {"steps": "sample_steps", "cfgScale": "cfg_scale"}
     return {"cfg_scale": 7.5} | {names.get(name, name): value for name, value in job.items()}
 
 
 @contextlib.contextmanager
-def bare_engine(model: Path, environment: Mapping[str, str]) -> Iterator[Callable[[], float]]:
-    """A process with this environment that holds the model; the function draws JOB once and gives the seconds."""
+def bare_engine(
+    model: Path, environment: Mapping[str, str], job: Mapping[str, object] = JOB
+) -> Iterator[Callable[[], float]]:
+    """A process with this environment that holds the model; the function draws the job once and gives the seconds."""
     argv = [sys.executable, "-m", "bench.bare", str(model), str(THREADS)]
     with subprocess.Popen(
         argv,
@@ -48,7 +50,7 @@ def bare_engine(model: Path, environment: Mapping[str, str]) -> Iterator[Callabl
         def draw() -> float:
             assert process.stdin
             assert process.stdout
-            process.stdin.write(json.dumps(bare_job(JOB)) + "\n")
+            process.stdin.write(json.dumps(bare_job(job)) + "\n")
             process.stdin.flush()
             return float(process.stdout.readline())
 

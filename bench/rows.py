@@ -45,3 +45,15 @@ def ratio(ours: Callable[[], float], theirs: Callable[[], float], times: int) ->
         for measure, results in pair if turn % 2 else reversed(pair):
             results.append(measure())
     return statistics.median(our_times) / statistics.median(their_times)
+
+
+def paired(ours: Callable[[], float], theirs: Callable[[], float], times: int) -> float:
+    """The median of the ratios of neighbours: each pair sees the same machine, however that changes meanwhile."""
+    ratios = []
+    for turn in range(times):
+        if turn % 2:
+            our_value, their_value = ours(), theirs()
+        else:
+            their_value, our_value = theirs(), ours()
+        ratios.append(our_value / their_value)
+    return statistics.median(ratios)

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field
-
 from genaid_server.gateway.config import GatewayConfig
 from genaid_server.image.config import ImageConfig
-from genaid_server.kit.config import Directory, LogConfig, Section, read
+from genaid_server.kit.config import LogConfig, directory, read
+from genaid_server.kit.settings import Section, setting
 from genaid_server.resource.config import DownloadsConfig, LlmConfig, MemoryConfig, ResourceConfig
 
 NOT_SETTINGS: Final = frozenset({"GENAID_LLM_API_KEY"})
@@ -25,7 +24,7 @@ DOCUMENTED_ENVIRONMENT: Final = {
 class Config(Section):
     """Everything that can be set."""
 
-    data_dir: Directory = Field("", validate_default=True)
+    data_dir: Path = setting(default="", read=directory)
     """Where models, logs and calibration are kept; empty for the platform's own place."""
     log: LogConfig = LogConfig()
     gateway: GatewayConfig = GatewayConfig()

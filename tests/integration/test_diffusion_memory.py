@@ -15,10 +15,11 @@ from genaid_server.resource.core.fitting.diffusion_memory import need
 from genaid_server.resource.core.fitting.diffusion_shape import TensorPart, shape_of
 from genaid_server.resource.core.formats.gguf import read_header
 from genaid_server.resource.core.store.model import Component
+from genaid_server.supervision.process import SPINS
 
 PROGRAM = Path(__file__).parents[1] / "fakes" / "diffusion_memory.py"
 # Threads that spin while they wait make this ten times slower on a busy machine.
-ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}
+ENVIRONMENT = {"GOMP_SPINCOUNT": SPINS}
 NAMES = {
     Component.MODEL: "model_path",
     Component.DIFFUSION_MODEL: "diffusion_model_path",

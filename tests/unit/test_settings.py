@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from platformdirs import user_data_path
-from pydantic import ValidationError
 
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Section
 from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.kit.settings import Section
 from genaid_server.settings import Config, load
 
 EXAMPLE = Path(__file__).parents[2] / "genaid.example.toml"
@@ -43,9 +42,9 @@ def toml(tmp_path: Path) -> WriteToml:
 def keys(model: type[Section], prefix: str = "") -> set[str]:
     """The dotted names of all values."""
     found = set()
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found |= keys(field.annotation, f"{prefix}{name}.")
+    for name, kind in model.kinds():
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= keys(kind, f"{prefix}{name}.")
         else:
             found.add(prefix + name)
     return found
@@ -237,7 +236,7 @@ def test_a_configuration_never_changes(path: str) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         target = getattr(target, parent)
-    with pytest.raises((ValidationError, AttributeError), match=r"frozen|cannot assign"):
+    with pytest.raises(AttributeError, match=r"frozen|cannot assign"):
         setattr(target, name, getattr(target, name))
 
 

@@ -70,5 +70,5 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
 def _choose(config: Config, service: str, noted: str | None) -> str:
     section = getattr(config, service)
     address: Address = section.listen
-    said = "listen" in section.model_fields_set and address.port != 0
+    said = "listen" in section.given and address.port != 0
     return str(address) if said or noted is None else noted

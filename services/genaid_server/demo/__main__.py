@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from genaid_client import Client, GenaidError
 from genaid_server.cli.inbox import placed
-from genaid_server.cli.views.progress import STAGE_NAMES, ShowWork, copy_bar, work_bar
+from genaid_server.cli.views.generations import STAGE_NAMES
+from genaid_server.cli.views.progress import ShowWork, copy_bar, work_bar
 from genaid_server.demo.models import write_diffusion
 
 RESULT: Final = Path("demo.png")

@@ -5,54 +5,41 @@ of the section `[image]`; a list is written as JSON; an empty variable counts as
 in a module of its own; `settings` puts them together.
 """
 
-import json
 import logging
 import os
-import reprlib
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 from platformdirs import user_data_path
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    InstanceOf,
-    PlainSerializer,
-    ValidationError,
-)
 
 from genaid_server.kit.address import Address
 from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.kit.settings import Section, SettingsError
 
 PREFIX: Final = "GENAID_"
 
 
-def _address(value: object) -> object:
-    return Address.parse(value) if isinstance(value, str) else value
-
-
-def _strings(value: object) -> object:
-    if not isinstance(value, str):
+def address(value: object) -> Address:
+    """The address that a source says. Raises ValueError."""
+    if isinstance(value, Address):
         return value
+    if not isinstance(value, str):
+        raise ValueError("it must be host:port")
+    return Address.parse(value)
+
+
+def directory(value: object) -> Path:
+    """The path, absolute; empty text is the platform's own place for user data. Raises ValueError."""
+    if not isinstance(value, str | Path):
+        raise ValueError("it must be a path")
+    if value == "":
+        return user_data_path("genaid", appauthor=False)
     try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ValueError("a list is written as JSON in the environment") from error
-
-
-def _directory(value: object) -> object:
-    return user_data_path("genaid", appauthor=False) if value == "" else value
-
-
-def _absolute(path: Path) -> Path:
-    try:
-        return path.expanduser().absolute()
+        return Path(value).expanduser().absolute()
     except RuntimeError as error:  # ~somebody who is not there
         raise ValueError(str(error)) from error
 
@@ -69,18 +56,6 @@ class LogLevel(StrEnum):
     def number(self) -> int:
         """What logging calls it."""
         return logging.getLevelNamesMapping()[self.upper()]
-
-
-# An instance, because pydantic would also build the dataclass from a table, past the checks of `parse`.
-type Listen = Annotated[InstanceOf[Address], BeforeValidator(_address), PlainSerializer(str)]
-type Strings = Annotated[tuple[str, ...], BeforeValidator(_strings)]
-type Directory = Annotated[Path, BeforeValidator(_directory), AfterValidator(_absolute)]
-
-
-class Section(BaseModel):
-    """A table of the configuration; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class LogConfig(Section):
@@ -110,9 +85,9 @@ def read[C: Section](
     for layer in (_file(file), _documented(os.environ, documented), _environment(os.environ, others), flags or {}):
         values = _merged(values, layer)
     try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise InvalidRequestError(f"The configuration is wrong: {_explain(error)}", field="config") from error
+        return schema(**values)
+    except SettingsError as error:
+        raise InvalidRequestError(f"The configuration is wrong: {error}.", field="config") from error
 
 
 def _file(file: Path | None) -> dict[str, Any]:
@@ -156,15 +131,3 @@ def _merged(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, An
         below = merged.get(key)
         merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def _explain(error: ValidationError) -> str:
-    problems = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            problems.append(f"there is no key {where}")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            problems.append(f"{where} is {reprlib.repr(problem['input'])}: {message}")
-    return "; ".join(problems) + "."

@@ -3,43 +3,42 @@
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import Field
-
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Listen, Section, Strings
+from genaid_server.kit.config import address
+from genaid_server.kit.settings import Section, setting
 
 
 class ResourceConfig(Section):
     """The resource manager."""
 
-    listen: Listen = Address("127.0.0.1", 8082)
+    listen: Address = setting(default=Address("127.0.0.1", 8082), read=address)
 
 
 class MemoryConfig(Section):
     """What genaid may plan with, all its engines together."""
 
-    ram_limit_bytes: int = Field(0, ge=0)
+    ram_limit_bytes: int = setting(default=0, ge=0)
     """Main memory; 0 for all that the machine has."""
-    vram_limit_bytes: int = Field(0, ge=0)
+    vram_limit_bytes: int = setting(default=0, ge=0)
     """Memory of all GPUs together; 0 for all that they have."""
-    release_timeout_seconds: float = Field(5.0, ge=0, le=600)
+    release_timeout_seconds: float = setting(default=5.0, ge=0, le=600)
     """How long the memory of an engine that has left may take to be seen free."""
 
 
 class DownloadsConfig(Section):
     """How models are fetched."""
 
-    parallel: int = Field(2, ge=1, le=16)
+    parallel: int = setting(default=2, ge=1, le=16)
     """How many downloads run at once; the others wait."""
-    reserve_bytes: int = Field(1_073_741_824, ge=0)
+    reserve_bytes: int = setting(default=1_073_741_824, ge=0)
     """How much of the disk is left free at least."""
-    stall_seconds: float = Field(30.0, gt=0)
+    stall_seconds: float = setting(default=30.0, gt=0)
     """How long nothing may arrive before it is tried again."""
-    attempts: int = Field(10, ge=1, le=1000)
+    attempts: int = setting(default=10, ge=1, le=1000)
     """How often in a row something is tried before the download fails."""
-    first_delay_seconds: float = Field(1.0, ge=0)
+    first_delay_seconds: float = setting(default=1.0, ge=0)
     """How long to wait before the second try; it doubles with each further one."""
-    max_delay_seconds: float = Field(60.0, ge=0)
+    max_delay_seconds: float = setting(default=60.0, ge=0)
     """How long to wait at most."""
     hub_endpoint: str = ""
     """Address of the Hugging Face hub or a mirror; empty for HF_ENDPOINT, else the hub itself."""
@@ -52,27 +51,27 @@ class LlmConfig(Section):
 
     model: str = ""
     """Id of a language model to start with; empty for none."""
-    port: int = Field(8080, ge=0, le=65_535)
+    port: int = setting(default=8080, ge=0, le=65_535)
     """Port of its HTTP API, where a start asks for none; 0 takes a free one."""
     program: str = ""
     """Path of a llama-server program to run instead of the built-in engine."""
     restart: bool = True
     """Whether it comes back after a crash."""
-    max_restarts: int = Field(5, ge=0, le=1000)
+    max_restarts: int = setting(default=5, ge=0, le=1000)
     """How often in a row; a life that has served for a minute begins a new row."""
-    first_restart_seconds: float = Field(0.2, ge=0, le=3600)
+    first_restart_seconds: float = setting(default=0.2, ge=0, le=3600)
     """How long to wait before the first restart; it doubles with each further one."""
-    stable_seconds: float = Field(60.0, ge=0)
+    stable_seconds: float = setting(default=60.0, ge=0)
     """How long it must have served for the count of restarts to begin anew."""
-    health_interval_seconds: float = Field(10.0, gt=0)
+    health_interval_seconds: float = setting(default=10.0, gt=0)
     """How often it is asked for its health."""
-    health_failures: int = Field(3, ge=1)
+    health_failures: int = setting(default=3, ge=1)
     """How many unanswered questions in a row make an engine that does not compute count as hung."""
-    drain_timeout_seconds: float = Field(30.0, ge=0, le=3600)
+    drain_timeout_seconds: float = setting(default=30.0, ge=0, le=3600)
     """How long requests in flight may take to finish when it makes room for another engine."""
-    reload_delay_seconds: float = Field(2.0, ge=0, le=3600)
+    reload_delay_seconds: float = setting(default=2.0, ge=0, le=3600)
     """How long after the last image it comes back: images that follow each other share one absence."""
-    engine_command: Strings = ()
+    engine_command: tuple[str, ...] = ()
     """Argv of the engine program, for tests and runtimes of one's own; empty for the built-in one."""
 
 

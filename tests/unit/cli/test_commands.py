@@ -18,7 +18,7 @@ from genaid_server.cli.command import reported
 from genaid_server.cli.commands.generate import Size, file_names
 from genaid_server.cli.main import COMMANDS, app, load_command
 from genaid_server.cli.output import print_json
-from genaid_server.cli.views.progress import describe, detail, percentage
+from genaid_server.cli.views.generations import describe, detail, percentage
 from genaid_server.kit.errors import PortInUseError
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from genaid_server.gateway.http.errors import ApiError
-from genaid_server.gateway.images import answers, openapi, rest
+from genaid_server.gateway.images import answers, generation_request, openapi
 from genaid_server.gateway.llm import shapes
 
 GOLDEN = Path(__file__).parent.parent.parent / "golden" / "rest"
@@ -186,7 +186,7 @@ def test_errors_below_openai_match_theirs() -> None:
     ],
 )
 def test_the_request_schema_takes_what_the_gateway_takes(body: dict[str, Any]) -> None:
-    assert rest.read_spec(json.dumps(body).encode())
+    assert generation_request.read_spec(json.dumps(body).encode())
     assert matches(body, named("GenerationRequest"))
 
 
@@ -207,7 +207,7 @@ def test_the_request_schema_takes_what_the_gateway_takes(body: dict[str, Any]) -
 )
 def test_the_request_schema_refuses_what_the_gateway_refuses(body: dict[str, Any]) -> None:
     with pytest.raises(ApiError):
-        rest.read_spec(json.dumps(body).encode())
+        generation_request.read_spec(json.dumps(body).encode())
     assert not matches(body, named("GenerationRequest"))
 
 

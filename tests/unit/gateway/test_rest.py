@@ -23,7 +23,7 @@ from genaid_client import (
     Stage,
 )
 from genaid_server.gateway.http.errors import ApiError
-from genaid_server.gateway.images import rest
+from genaid_server.gateway.images import generation_request, rest
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 GOLDEN = Path(__file__).parent.parent.parent / "golden" / "rest"
@@ -71,12 +71,12 @@ def pretty(body: bytes) -> str:
 
 
 def read(body: Any) -> GenerationSpec:
-    return rest.read_spec(json.dumps(body).encode())
+    return generation_request.read_spec(json.dumps(body).encode())
 
 
 def refusal(body: bytes) -> str:
     with pytest.raises(ApiError) as caught:
-        rest.read_spec(body)
+        generation_request.read_spec(body)
     assert (caught.value.status, caught.value.code) == (400, "INVALID_REQUEST")
     return caught.value.message
 
@@ -190,7 +190,7 @@ def test_all_fields() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in rest.FIELDS if name != "prompt"])
+@pytest.mark.parametrize("name", [name for name in generation_request.FIELDS if name != "prompt"])
 def test_null_means_absent(name: str) -> None:
     assert read({"prompt": "a tree", name: None}) == read({"prompt": "a tree"}) == GenerationSpec("a tree")
 
@@ -293,7 +293,7 @@ def test_unknown_field_names_its_neighbour(name: str, nearest: str) -> None:
 
 
 def test_unknown_field_without_a_neighbour_lists_what_is_known() -> None:
-    assert field_refusal("zzz", 1) == f"Unknown field: zzz. Known are {', '.join(rest.FIELDS)}."
+    assert field_refusal("zzz", 1) == f"Unknown field: zzz. Known are {', '.join(generation_request.FIELDS)}."
 
 
 def test_unknown_field_comes_before_a_missing_prompt() -> None:
@@ -364,7 +364,7 @@ def test_a_body_that_is_no_request(body: bytes, message: str) -> None:
 @given(st.binary(max_size=200))
 def test_no_body_is_more_than_refused(body: bytes) -> None:
     with suppress(ApiError):
-        rest.read_spec(body)
+        generation_request.read_spec(body)
 
 
 JSON_VALUES = st.recursive(
@@ -375,7 +375,7 @@ JSON_VALUES = st.recursive(
 
 
 @unhurried
-@given(st.dictionaries(st.sampled_from(rest.FIELDS), JSON_VALUES))
+@given(st.dictionaries(st.sampled_from(generation_request.FIELDS), JSON_VALUES))
 def test_what_is_accepted_is_in_range(fields: dict[str, Any]) -> None:
     try:
         spec = read({"prompt": "a tree"} | fields)

@@ -91,7 +91,7 @@ def test_only_its_owner_may_read_the_key(tmp_path: Path) -> None:
 
 
 def written() -> dict[str, object]:
-    return json.loads(module._ADAPTER.dump_json(SAVED))  # type: ignore[no-any-return]
+    return json.loads(module._SHAPE.write(SAVED))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`genaid engine` and `genaid status`."""
 
+from contextlib import AbstractContextManager
 from typing import Annotated
 
 import typer
@@ -19,8 +20,8 @@ from genaid_server.cli.command import Command
 from genaid_server.cli.connect import Server, find_server
 from genaid_server.cli.output import print_json, print_json_line, printable
 from genaid_server.cli.views import leases as lease_view
+from genaid_server.cli.views.generations import describe, percentage
 from genaid_server.cli.views.llm import as_object, status_rows
-from genaid_server.cli.views.progress import describe, percentage, waiting_bar
 
 app = typer.Typer(rich_markup_mode=None)
 engine = typer.Typer(
@@ -62,7 +63,7 @@ def start(
         chosen = model or client.engine.get().model_id
         if not chosen:
             raise InvalidRequestError("Which model? Choose one with --model ID; genaid models list shows them.")
-        with waiting_bar(f"loading {chosen}"):
+        with _waiting_bar(f"loading {chosen}"):
             started = client.engine.start(
                 chosen,
                 threads=threads,
@@ -156,8 +157,14 @@ async def start_with_model(client: AsyncClient, model_id: str) -> None:
     now = await client.engine.get()
     if now.model_id == model_id and now.accepting:
         return
-    with waiting_bar(f"loading {model_id}"):
+    with _waiting_bar(f"loading {model_id}"):
         await client.engine.start(model_id, replace=True)
+
+
+def _waiting_bar(name: str) -> AbstractContextManager[None]:
+    from genaid_server.cli.views.progress import waiting_bar  # it draws with rich, which `genaid status` needs not
+
+    return waiting_bar(name)
 
 
 def _print_server(server: Server) -> None:

@@ -29,7 +29,8 @@ from genaid_server.cli.command import Command
 from genaid_server.cli.commands.engine import start_with_model
 from genaid_server.cli.connect import find_server
 from genaid_server.cli.output import INTERRUPTED, print_json, say
-from genaid_server.cli.views.progress import describe, detail, percentage, work_bar
+from genaid_server.cli.views.generations import describe, detail, percentage
+from genaid_server.cli.views.progress import work_bar
 from genaid_server.kit.files import write_atomic
 
 app = typer.Typer(rich_markup_mode=None)

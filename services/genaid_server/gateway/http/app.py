@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
-from genaid_client import GenaidError, Generation, GenerationState, ImageInfo
+from genaid_client import GenaidError, Generation, GenerationSpec, GenerationState, ImageInfo
 from genaid_client.tracing import accepted_request_id, set_request_id
 from genaid_server.gateway.config import GatewayConfig
 from genaid_server.gateway.http import access
@@ -88,6 +88,19 @@ async def _no_such_route(_: web.Request) -> web.StreamResponse:
     raise _not_found()
 
 
+# Pydantic, on which these two rest, is imported when they are first needed: it would make every start longer.
+def _read_spec(body: bytes) -> GenerationSpec:
+    from genaid_server.gateway.images import generation_request
+
+    return generation_request.read_spec(body)
+
+
+def _description() -> bytes:
+    from genaid_server.gateway.images import openapi
+
+    return openapi.document()
+
+
 def _not_found() -> ApiError:
     return ApiError(404, NOT_FOUND, "Not found")
 
@@ -112,7 +125,6 @@ class _Api:
         self._allowed_origins = frozenset(config.allowed_origins)
         self._max_body_bytes = config.max_body_bytes
         self._heartbeat = heartbeat
-        self._openapi: bytes | None = None
 
     def routes(self) -> dict[str, dict[str, Handler]]:
         """Every path, with a handler for each of its methods."""
@@ -130,7 +142,7 @@ class _Api:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/images/generations."""
-        spec = rest.read_spec(await self._read_body(request))
+        spec = _read_spec(await self._read_body(request))
         generation = await self._mirror.create(spec)
         location = f"/v1/images/generations/{generation.id}"
         return web.Response(status=201, body=rest.created(generation), headers={**JSON_HEADERS, "Location": location})
@@ -197,9 +209,7 @@ class _Api:
 
     async def describe(self, _: web.Request) -> web.StreamResponse:
         """GET /openapi.json."""
-        if self._openapi is None:
-            self._openapi = await asyncio.to_thread(_document)
-        return web.Response(body=self._openapi, headers=JSON_HEADERS)
+        return web.Response(body=_description(), headers=JSON_HEADERS)
 
     def _passing_on(self, path: str) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -316,12 +326,6 @@ async def _beat(response: web.StreamResponse, seconds: float) -> None:
             await response.write(b": alive\n\n")
     except ConnectionError:
         log.debug("the reader of an event stream left")
-
-
-def _document() -> bytes:
-    from genaid_server.gateway.images import openapi  # a start has no time for models that few ask for
-
-    return openapi.document()
 
 
 def _forbidden(message: str) -> ApiError:

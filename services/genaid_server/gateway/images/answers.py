@@ -11,7 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from genaid_client import Stage
 from genaid_server.gateway.http.errors import CODES
-from genaid_server.gateway.images.rest import MAX_COUNT
+from genaid_server.gateway.images.generation_request import MAX_COUNT
 
 
 class Answer(BaseModel):

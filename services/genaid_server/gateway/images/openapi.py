@@ -1,6 +1,7 @@
 """The OpenAPI 3.1 document of the gateway: what is sent and answered from its models, operations written here."""
 
 import json
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from pydantic_core import core_schema
 
 from genaid_server.gateway.images import answers
-from genaid_server.gateway.images.rest import MAX_COUNT, GenerationRequest
+from genaid_server.gateway.images.generation_request import MAX_COUNT, GenerationRequest
 from genaid_server.gateway.llm import openai, shapes
 
 type Schema = dict[str, Any]
@@ -44,6 +45,7 @@ _DESCRIPTION: Final = (
 )
 
 
+@cache
 def document() -> bytes:
     """The document, as JSON."""
     return json.dumps(_document(), separators=(",", ":")).encode()

@@ -198,9 +198,10 @@ class HttpClient:
         options: dict[str, Any] = {}
         if credentials is not None:
             headers[hdrs.AUTHORIZATION] = credentials.authorization
-        if not is_loopback(url) and (proxy := proxy_for(url)) is not None:
+        proxy = None if is_loopback(url) else proxy_for(url)
+        if proxy is not None:
             options["proxy"] = proxy
-        if url.scheme == "https":
+        if url.scheme == "https" or (proxy is not None and proxy.scheme == "https"):
             options["ssl"] = await self._certificates()
         return await self._session.request(method, url, headers=headers, allow_redirects=False, **options)
 

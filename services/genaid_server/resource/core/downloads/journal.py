@@ -12,13 +12,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
 from genaid_server.kit.files import write_atomic
+from genaid_server.kit.shapes import Shape
 from genaid_server.resource.core.downloads.download import DownloadFailure, DownloadSpec, Phase
 from genaid_server.resource.core.downloads.remote import Item, Resolved
 from genaid_server.resource.core.downloads.transfer import Version
@@ -84,9 +82,7 @@ class Record:
     retries: int = 0
 
 
-@cache
-def _form() -> TypeAdapter[Record]:
-    return TypeAdapter(Record)  # made when it is first needed: a service that downloads nothing doesn't pay for it
+_SHAPE: Final = Shape(Record)
 
 
 class Journal:
@@ -110,7 +106,7 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """Write a download down. Raises OSError; what was written before then stays."""
-        write_atomic(self._path(record.id), _form().dump_json(record, indent=2) + b"\n")
+        write_atomic(self._path(record.id), _SHAPE.write(record, indent=2) + b"\n")
 
     def discard_bytes(self, download_id: str) -> None:
         """Remove what a download has fetched. Raises OSError."""
@@ -168,10 +164,7 @@ class Journal:
             try:
                 yield _read(path)
             except (OSError, ValueError) as error:
-                reason = (
-                    f"{error.error_count()} things in it are wrong" if isinstance(error, ValidationError) else error
-                )
-                log.warning("Passing over the download's journal %s: %s.", path.name, reason)
+                log.warning("Passing over the download's journal %s: %s.", path.name, error)
 
 
 @contextmanager
@@ -186,7 +179,7 @@ def _logged(name: str) -> Iterator[None]:
 def _read(path: Path) -> Record:
     if path.stat().st_size > MAX_JOURNAL_BYTES:
         raise ValueError("it is too long")
-    record = _form().validate_json(path.read_bytes())
+    record = _SHAPE.read(path.read_bytes())
     if record.id != path.stem or not _ID.fullmatch(record.id) or not record.files:
         raise ValueError("it is another one's")
     return record

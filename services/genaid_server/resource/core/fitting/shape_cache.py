@@ -5,16 +5,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.resource.core.fitting import diffusion_shape, llm_shape
-from genaid_server.resource.core.fitting.diffusion_shape import TensorPart
 from genaid_server.resource.core.fitting.model_shape import DiffusionShape, LlmShape
 from genaid_server.resource.core.formats import gguf, safetensors
 from genaid_server.resource.core.formats.kinds import ModelFormat
 from genaid_server.resource.core.store.files import on_disk
 from genaid_server.resource.core.store.model import Model, ModelFile
+
+if TYPE_CHECKING:
+    from genaid_server.resource.core.fitting.diffusion_shape import TensorPart
 
 REMEMBERED: Final = 64
 """How many shapes are remembered; one takes a few kilobytes."""
@@ -80,17 +81,24 @@ def _read_or_none[Shape](model: Model, read: Callable[[Model], Shape | None]) ->
         return None
 
 
+# What makes shapes of headers is imported in the thread that reads the first one: no start has to wait for it.
 def _read_llm(model: Model) -> LlmShape | None:
+    from genaid_server.resource.core.fitting import llm_shape
+
     if model.format is not ModelFormat.GGUF:
         return None
     return llm_shape.shape_of([gguf.read_header(file.path) for file in model.files])
 
 
 def _read_diffusion(model: Model) -> DiffusionShape | None:
+    from genaid_server.resource.core.fitting import diffusion_shape
+
     return diffusion_shape.shape_of([_part(file) for file in model.files])
 
 
-def _part(file: ModelFile) -> TensorPart:
+def _part(file: ModelFile) -> "TensorPart":
+    from genaid_server.resource.core.fitting.diffusion_shape import TensorPart
+
     if file.path.suffix.lower() == f".{ModelFormat.SAFETENSORS}":
         return TensorPart.from_safetensors(safetensors.read_header(file.path), file.component)
     return TensorPart.from_gguf(gguf.read_header(file.path), file.component)

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
 from genaid_server.kit.files import write_atomic
+from genaid_server.kit.shapes import Shape, ShapeError
 from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.fitting.plan import LlmConfig
 from genaid_server.resource.core.llm.config import LlmRequest
@@ -41,7 +40,7 @@ class SavedLlm:
     model_stamp: str = ""
 
 
-_ADAPTER: Final = TypeAdapter(SavedLlm)
+_SHAPE: Final = Shape(SavedLlm)
 
 
 class SavedFile:
@@ -53,10 +52,10 @@ class SavedFile:
     def read(self) -> SavedLlm | None:
         """What was kept, None where there is nothing, or nothing that makes sense."""
         try:
-            return _ADAPTER.validate_json(self._path.read_bytes())
+            return _SHAPE.read(self._path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
+        except (OSError, ShapeError) as error:
             log.warning("the LLM that ran before can't be told from %s: %s", self._path.name, type(error).__name__)
             return None
 
@@ -66,7 +65,7 @@ class SavedFile:
             if saved is None:
                 self._path.unlink(missing_ok=True)
             else:
-                write_atomic(self._path, _ADAPTER.dump_json(saved), durable=False)
+                write_atomic(self._path, _SHAPE.write(saved), durable=False)
         except OSError as error:
             doing = "removed" if saved is None else "written"
             log.warning(

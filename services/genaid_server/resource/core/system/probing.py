@@ -9,12 +9,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Final, Self
 
-from pydantic import TypeAdapter, ValidationError
-
 from genaid_server.kit.errors import ServerError
+from genaid_server.kit.shapes import Shape, ShapeError
 from genaid_server.resource.core.system.facts import GpuMemory, GpuTraits
 from genaid_server.resource.core.system.machine import Machine
 from genaid_server.resource.core.system.probe_candidates import candidates
@@ -90,6 +88,10 @@ class ProbeMemory:
     notes: tuple[str, ...]
 
 
+_FOUND: Final = Shape(ProbeFindings)
+_MEASURED: Final = Shape(ProbeMemory)
+
+
 @dataclass(frozen=True, slots=True)
 class Detection:
     """What each probe found, by its name; `notes` say what could not be found out."""
@@ -150,7 +152,7 @@ class Probes:
             self._measuring = [name for name in found if name in MEASURING]
         names = self._measuring
         answers = await _all(
-            self._probes[name].ask("memory", _measured(), keep=lambda measured: bool(measured.memory), rest=self._retry)
+            self._probes[name].ask("memory", _MEASURED, keep=lambda measured: bool(measured.memory), rest=self._retry)
             for name in names
         )
         memory = [gpu for answer in answers if isinstance(answer, ProbeMemory) for gpu in answer.memory]
@@ -159,9 +161,7 @@ class Probes:
 
     async def _detect(self, name: str) -> ProbeFindings:
         # Only a probe that will be asked for memory is worth keeping.
-        return await self._probes[name].ask(
-            "detect", _found(), keep=lambda found: name in MEASURING and bool(found.gpus)
-        )
+        return await self._probes[name].ask("detect", _FOUND, keep=lambda found: name in MEASURING and bool(found.gpus))
 
 
 class _Probe:
@@ -187,7 +187,7 @@ class _Probe:
         self._failed_at = 0.0
         self._closed = False
 
-    async def ask[T](self, question: str, shape: TypeAdapter[T], *, keep: Callable[[T], bool], rest: float = 0.0) -> T:
+    async def ask[T](self, question: str, shape: Shape[T], *, keep: Callable[[T], bool], rest: float = 0.0) -> T:
         """The answer; where `keep` says so of it, the process is kept for the next question.
 
         Raises ProbeError; at once where the probe failed less than `rest` seconds ago, or while this call waited
@@ -225,15 +225,15 @@ class _Probe:
         if self._last is not None and not await self._last.ended(CLOSE_TIMEOUT):
             log.warning("The probe %s was killed and has not ended; its driver hangs in the kernel.", self._name)
 
-    async def _answer[T](self, question: str, shape: TypeAdapter[T]) -> T:
+    async def _answer[T](self, question: str, shape: Shape[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout):
                 session = await self._ready()
-                return shape.validate_json(await session.ask(question))
+                return shape.read(await session.ask(question))
         except TimeoutError:
             raise ProbeError(f"did not answer within {self._timeout:g} s") from None
-        except ValidationError as error:
-            log.warning("The probe %s gave an answer of a wrong shape: %s", self._name, error.errors()[0])
+        except ShapeError as error:
+            log.warning("The probe %s gave an answer of a wrong shape: %s", self._name, error)
             raise ProbeError("gave an answer that makes no sense") from None
 
     async def _ready(self) -> "_Session":
@@ -355,16 +355,6 @@ def _notes(
         else:
             notes += answer.notes
     return tuple(notes)
-
-
-@cache
-def _found() -> TypeAdapter[ProbeFindings]:
-    return TypeAdapter(ProbeFindings)  # made when it is needed: the service starts sooner
-
-
-@cache
-def _measured() -> TypeAdapter[ProbeMemory]:
-    return TypeAdapter(ProbeMemory)
 
 
 def _shutting_down() -> ServerError:
