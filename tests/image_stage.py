@@ -9,13 +9,14 @@ from pathlib import Path
 
 import psutil
 
-from genaid_server.image.core.engine import Engine, InstalledModel
-from genaid_server.image.core.generations import Generation, Generations, Limits
-from genaid_server.image.core.process import WHOLE
+from genaid_server.image.core.engine import Engine
+from genaid_server.image.core.generation import Generation, Limits
+from genaid_server.image.core.generations import Generations
+from genaid_server.image.core.lease import Lease, LeaseState, ManagerAwayError, Need, Placement, Prospect, Size
 from genaid_server.image.core.progress import Calibration
+from genaid_server.image.core.settings import WHOLE, ImageModel
 from genaid_server.image.core.spec import GenerationSpec
-from genaid_server.image.core.tenancy import LandlordAwayError, Lease, LeaseState, Need, Placement, Size
-from genaid_server.kit.errors import DomainError, InsufficientResourcesError
+from genaid_server.kit.errors import DomainError, InsufficientResourcesError, ModelNotFoundError
 from genaid_server.supervision.logbook import Logbook
 from genaid_server.supervision.supervisor import State
 from worker import children
@@ -46,21 +47,21 @@ while data := os.read(0, 65536):
 SMALL, LARGE = Size(64, 64), Size(1024, 1024)
 SPEC = GenerationSpec("a cat", width=64, height=64, steps=2, seed=1)
 NO_ROOM = InsufficientResourcesError("too little", required="2", available="1", suggestion="buy some")
-AWAY = LandlordAwayError("nobody answers")
+AWAY = ManagerAwayError("nobody answers")
 FASTEST = Placement()
 
 
 class Stream:
     """One lease in the hands of the test."""
 
-    def __init__(self, name: str, tenant: str, need: Need, resident: bool) -> None:
-        self.name, self.tenant, self.need, self.resident = name, tenant, need, resident
+    def __init__(self, name: str, tenant: str, need: Need, resident: bool, model: ImageModel) -> None:
+        self.name, self.tenant, self.need, self.resident, self.model = name, tenant, need, resident, model
         self.news: asyncio.Queue[Lease | Exception | None] = asyncio.Queue()
         self.over = asyncio.Event()
         self.alive_at_the_end: list[psutil.Process] = []
 
     def tell(self, state: LeaseState, after: float = 0.0, placement: Placement = FASTEST, reason: str = "") -> None:
-        self.news.put_nowait(Lease(self.name, state, reason, after, placement))
+        self.news.put_nowait(Lease(self.name, state, self.model, reason, after, placement))
 
     def wait(self, reason: str = "") -> None:
         self.tell(LeaseState.WAITING, reason=reason)
@@ -94,13 +95,21 @@ class Stream:
 
 
 @dataclass
-class Landlord:
-    """A resource manager whose part the test plays. It grants at once while `generous`; `room` is what it has."""
+class Manager:
+    """A resource manager whose part the test plays. It grants at once while `generous`; `room` is what it has.
 
+    `installed` are its models. What it is asked before a lease waits for `open_for_questions`.
+    """
+
+    installed: dict[str, ImageModel]
     generous: bool = True
     room: bool | DomainError = True
+    away: bool = False
     placement: Placement = FASTEST
     streams: list[Stream] = field(default_factory=list)
+    announced: list[str] = field(default_factory=list)
+    asked_room: asyncio.Event = field(default_factory=asyncio.Event)
+    open_for_questions: asyncio.Event = field(default_factory=asyncio.Event)
     reports: list[tuple[str, Size, int]] = field(default_factory=list)
     reported: asyncio.Event = field(default_factory=asyncio.Event)
     open_for_reports: asyncio.Event = field(default_factory=asyncio.Event)
@@ -109,15 +118,39 @@ class Landlord:
 
     def __post_init__(self) -> None:
         self.open_for_reports.set()
+        self.open_for_questions.set()
 
-    async def has_room(self, need: Need) -> bool:
+    async def resolve(self, model_id: str, tenant_id: str = "") -> ImageModel:
+        if tenant_id:
+            self.announced.append(model_id)
+        await self.open_for_questions.wait()
+        if self.away:
+            raise AWAY
+        return self._model(model_id)
+
+    def _model(self, model_id: str) -> ImageModel:
+        if model_id in self.installed:
+            return self.installed[model_id]
+        if model_id or len(self.installed) != 1:
+            raise ModelNotFoundError(f"there is no {model_id}" if model_id else "there is not just one")
+        return next(iter(self.installed.values()))
+
+    async def prospect(self, need: Need) -> Prospect:
         assert need.size == SMALL
+        self.asked_room.set()
+        await self.open_for_questions.wait()
         if isinstance(self.room, DomainError):
             raise self.room
-        return self.room
+        return Prospect(self._model(need.model_id), self.room)
 
     def hold(self, tenant_id: str, need: Need, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
-        stream = Stream(f"lease-{len(self.streams) + 1}", tenant_id, need, resident)
+        try:
+            model = self._model(need.model_id)
+        except ModelNotFoundError as error:
+            refused = Stream("", tenant_id, need, resident, ImageModel("", "", ()))
+            refused.fail(error)
+            return refused.updates()
+        stream = Stream(f"lease-{len(self.streams) + 1}", tenant_id, need, resident, model)
         self.streams.append(stream)
         self.asked.put_nowait(stream)
         if self.generous:
@@ -136,25 +169,19 @@ class Landlord:
         return await self.asked.get()
 
 
-class OneModel:
-    """A store with one model."""
-
-    def __init__(self, file: Path) -> None:
-        self.model = InstalledModel("tiny", "Tiny", ((WHOLE, file),), True)
-
-    async def find(self, model_id: str) -> InstalledModel:
-        return self.model
-
-    async def diffusion_models(self) -> Sequence[InstalledModel]:
-        return [self.model]
+def model_in(folder: Path, name: str) -> ImageModel:
+    """A model whose only file is there."""
+    file = folder / f"{name}.gguf"
+    file.write_bytes(b"x" * 1_000_003)
+    return ImageModel(name, name.title(), ((WHOLE, file),))
 
 
 @dataclass
 class Scene:
-    """An engine and its landlord."""
+    """An engine and its manager."""
 
     engine: Engine
-    landlord: Landlord
+    manager: Manager
     logbook: Logbook
     model: Path
     folder: Path
@@ -181,23 +208,27 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    folder: Path, *, command: Sequence[str] = OBLIGING, keep_alive: float = LATER, generous: bool = True
+    folder: Path,
+    *,
+    command: Sequence[str] = OBLIGING,
+    keep_alive: float = LATER,
+    generous: bool = True,
+    default_model: str = "",
 ) -> AsyncIterator[Scene]:
     """An engine in a scene that nothing is left of afterwards."""
-    model = folder / "model.gguf"
-    model.write_bytes(b"x" * 1_000_003)
-    landlord, logbook = Landlord(generous), Logbook(folder / "engine.log")
+    model = model_in(folder, "tiny")
+    manager, logbook = Manager({"tiny": model}, generous), Logbook(folder / "engine.log")
     before = asyncio.all_tasks()
     try:
         async with (
             asyncio.timeout(PATIENCE),
-            Engine(OneModel(model), landlord, logbook, command=command, keep_alive=keep_alive) as engine,
+            Engine(manager, logbook, command=command, keep_alive=keep_alive, default_model=default_model) as engine,
         ):
-            yield Scene(engine, landlord, logbook, model, folder)
+            yield Scene(engine, manager, logbook, model.files[0][1], folder)
     finally:
         logbook.close()
     assert asyncio.all_tasks() == before
-    assert all(stream.over.is_set() for stream in landlord.streams)
+    assert all(stream.over.is_set() for stream in manager.streams)
     assert children() == []
 
 

@@ -77,7 +77,7 @@ RULES = [
     ),
     Rule(
         "convert, servicers and main alone know both worlds",
-        r"genaid_server\.(resource|image)(?!\.((convert|servicers)(\..*)?|main|llm_http|remote(\..*)?)$)(\..*)?",
+        r"genaid_server\.(resource|image)(?!\.((convert|servicers)(\..*)?|main|manager|llm_http|remote(\..*)?)$)(\..*)?",
         WIRE,
     ),
     Rule(

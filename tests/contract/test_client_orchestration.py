@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from contract.faces import Connect
 from contract.scripted import Flag, Script, serve
-from genaid.resource.v1 import llm_pb2, orchestration_pb2, system_pb2
+from genaid.resource.v1 import llm_pb2, models_pb2, orchestration_pb2, system_pb2
 from genaid_client import (
+    Component,
     ConnectionFailedError,
     DeadlineError,
     Departure,
@@ -136,6 +137,15 @@ SAME_PLAN = ImagePlan(
     measured=True,
 )
 
+MODEL = orchestration_pb2.ImageModel(
+    id="sd",
+    name="SD",
+    files=[
+        models_pb2.ModelFile(name="sd.gguf", component=models_pb2.COMPONENT_DIFFUSION_MODEL, path="/m/sd.gguf"),
+        models_pb2.ModelFile(name="vae.gguf", component=models_pb2.COMPONENT_VAE, path="/m/vae.gguf"),
+    ],
+)
+
 OFFLOADED = orchestration_pb2.OffloadedLlm(
     model_id="tiny",
     config=system_pb2.LlmConfig(context_size=4096),
@@ -162,6 +172,31 @@ SAME_OFFLOADED = OffloadedLlm(
     next_attempt_time=LATER,
     saved_tokens=2**33,
 )
+
+
+# The model
+
+
+@pytest.mark.parametrize(("arguments", "keywords"), [((), {}), (("sd",), {"tenant_id": "worker"})])
+async def test_which_model_is_meant(
+    resource: Connect, script: Script, address: str, arguments: tuple[str, ...], keywords: dict[str, str]
+) -> None:
+    script.steps["ResolveImageModel"] = [orchestration_pb2.ResolveImageModelResponse(model=MODEL)]
+    async with resource(address) as client:
+        found = await client.call("orchestration.resolve_image_model", *arguments, **keywords)
+    assert (found.id, found.name) == ("sd", "SD")
+    assert [(file.component, file.path) for file in found.files] == [
+        (Component.DIFFUSION_MODEL, "/m/sd.gguf"),
+        (Component.VAE, "/m/vae.gguf"),
+    ]
+    request = orchestration_pb2.ResolveImageModelRequest(model_id="".join(arguments), **keywords)
+    assert script.requests == [("ResolveImageModel", request)]
+
+
+def test_a_lease_and_a_plan_say_with_which_model() -> None:
+    lease = convert_orchestration.lease_from_pb(orchestration_pb2.Lease(image_model=MODEL))
+    plan = convert_orchestration.plan_from_pb(orchestration_pb2.PlanImageGenerationResponse(image_model=MODEL))
+    assert lease.image_model == plan.image_model == convert_orchestration.image_model_from_pb(MODEL)
 
 
 # The plan

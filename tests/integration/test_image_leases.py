@@ -120,7 +120,7 @@ async def test_a_start_that_can_not_fit_says_what_there_is(tmp_path: Path, demo_
             raise_for_failure(refused)
         assert int(refusal.value.metadata["required"]) > int(refusal.value.metadata["available"])
         engine = await worker.client.engine.get()
-        assert (engine.state, engine.stop_reason) == (ServerState.CRASHED, StopReason.REFUSED_FOR_MEMORY)
+        assert (engine.state, engine.stop_reason) == (ServerState.STOPPED, StopReason.REFUSED_FOR_MEMORY)
         assert engines() == []
 
 

@@ -6,7 +6,7 @@ Everything else in this folder speaks of `Stage` alone. Where an owner gets anot
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +17,13 @@ import pytest
 from fakes.scripted_remote import ScriptedRemote
 from genaid.image.v1 import generation_pb2
 from genaid_server.image.core import process as image_process
-from genaid_server.image.core.engine import Engine, InstalledModel
-from genaid_server.image.core.generations import Generation, Generations, Limits
-from genaid_server.image.core.process import WHOLE
+from genaid_server.image.core.engine import Engine
+from genaid_server.image.core.generation import Generation, Limits
+from genaid_server.image.core.generations import Generations
+from genaid_server.image.core.lease import Lease, LeaseState, Need, Placement, Prospect, Size
 from genaid_server.image.core.progress import Calibration
+from genaid_server.image.core.settings import WHOLE, ImageModel
 from genaid_server.image.core.spec import GenerationSpec
-from genaid_server.image.core.tenancy import Lease, LeaseState, Need, Placement, Size
 from genaid_server.image.servicers import GenerationServicer
 from genaid_server.kit.errors import InsufficientResourcesError, PortInUseError, ServerError
 from genaid_server.resource.core.downloads.download import Download, DownloadLimits, DownloadSpec
@@ -31,7 +32,6 @@ from genaid_server.resource.core.downloads.remote import Item
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.plan import LlmWishes
-from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.leases.images import ImageNeeds
 from genaid_server.resource.core.leases.lease import State as LeaseOf
 from genaid_server.resource.core.leases.leases import Leases
@@ -113,26 +113,24 @@ class SteadyMachine:
 class Manager:
     """The resource manager as the image worker sees it over the contract, without the wire."""
 
-    def __init__(self, store: ModelStore, needs: ImageNeeds, leases: Leases) -> None:
-        self._store, self._needs, self._leases = store, needs, leases
+    def __init__(self, needs: ImageNeeds, leases: Leases) -> None:
+        self._needs, self._leases = needs, leases
 
-    async def find(self, model_id: str) -> InstalledModel:
+    async def resolve(self, model_id: str, tenant_id: str = "") -> ImageModel:
         await asyncio.sleep(0)
-        found = _installed(self._store.get(model_id))
+        if tenant_id:
+            self._needs.chosen(tenant_id, model_id)
+        found = _model(self._needs.model(model_id))
         await asyncio.sleep(0)
         return found
 
-    async def diffusion_models(self) -> Sequence[InstalledModel]:
-        await asyncio.sleep(0)
-        found = [_installed(model) for model in self._store.list(ModelType.DIFFUSION)]
-        await asyncio.sleep(0)
-        return found
-
-    async def has_room(self, need: Need) -> bool:
-        plan = await self._leases.plan(await self._needs.request("somebody", _image_need(need)))
+    async def prospect(self, need: Need) -> Prospect:
+        model = await self.resolve(need.model_id)
+        asked = await self._needs.next_image(replace(_image_need(need), model_id=model.id))
+        plan = await self._leases.plan(asked)
         if not plan.possible:
             raise InsufficientResourcesError(plan.explanation)
-        return not plan.departures
+        return Prospect(model, has_room=not plan.departures)
 
     async def hold(self, tenant_id: str, need: Need, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
         asked = await self._needs.request(tenant_id, _image_need(need), resident=resident)
@@ -141,7 +139,8 @@ class Manager:
                 placed = lease.request.placement
                 placement = Placement(placed.offload_to_cpu, placed.vae_tiling) if placed else Placement()
                 state = LeaseState[lease.state.name]
-                yield Lease(lease.id, state, lease.reason, lease.reclaim_after or 0.0, placement)
+                model = _model(asked.model)
+                yield Lease(lease.id, state, model, lease.reason, lease.reclaim_after or 0.0, placement)
             tenancy.raise_if_refused()
             if any(lease.id == tenancy.lease.value.id for lease in self._leases.present()):
                 raise ServerError("The resource manager is shutting down.")
@@ -200,12 +199,10 @@ class Stage:
                 raise PortInUseError("The address is taken.")
             stack.callback(end_watches)
             llm.recover()
-            manager = Manager(store, needs, leases)
+            manager = Manager(needs, leases)
             images = Logbook(data_dir / "logs" / "image-engine.log")
             stack.callback(images.close)
-            engine = await stack.enter_async_context(
-                Engine(manager, manager, images, keep_alive=KEEP_ALIVE, data_dir=data_dir)
-            )
+            engine = await stack.enter_async_context(Engine(manager, images, keep_alive=KEEP_ALIVE, data_dir=data_dir))
             calibration = Calibration(data_dir / "calibration.json")
             generations = await stack.enter_async_context(Generations(engine, calibration, LIMITS))
             yield cls(data_dir, store, downloads, leases, llm, engine, generations)
@@ -344,8 +341,8 @@ def play(patch: pytest.MonkeyPatch, nursery: Nursery, stuck: set[str], clock: Ca
     patch.setattr(shutil, "rmtree", rmtree)
 
 
-def _installed(model: Model) -> InstalledModel:
-    return InstalledModel(model.id, model.name, ((WHOLE, model.path),), model.type is ModelType.DIFFUSION)
+def _model(model: Model) -> ImageModel:
+    return ImageModel(model.id, model.name, ((WHOLE, model.path),))
 
 
 def _image_need(need: Need) -> ImageNeed:

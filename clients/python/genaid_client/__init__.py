@@ -88,6 +88,7 @@ from genaid_client.types import (
 from genaid_client.types_llm import Llm, LlmServing
 from genaid_client.types_orchestration import (
     Departure,
+    ImageModel,
     ImageNeed,
     ImagePlacement,
     ImagePlan,
@@ -170,6 +171,7 @@ __all__ = [
     "Image",
     "ImageCalls",
     "ImageInfo",
+    "ImageModel",
     "ImageNeed",
     "ImagePlacement",
     "ImagePlan",

@@ -173,11 +173,12 @@ def model_from_pb(message: models_pb2.Model) -> Model:
         source=_source_from_pb(message.source) if message.HasField("source") else None,
         format=MODEL_FORMATS.from_pb(message.format),
         metadata=mirror(GgufMetadata, message.metadata) if message.HasField("metadata") else None,
-        files=tuple(_file_from_pb(file) for file in message.files),
+        files=tuple(file_from_pb(file) for file in message.files),
     )
 
 
-def _file_from_pb(message: models_pb2.ModelFile) -> ModelFile:
+def file_from_pb(message: models_pb2.ModelFile) -> ModelFile:
+    """One file of a model."""
     return mirror(
         ModelFile,
         message,

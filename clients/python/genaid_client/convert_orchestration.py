@@ -5,11 +5,13 @@ from dataclasses import asdict
 from typing import Final
 
 from genaid.resource.v1 import orchestration_pb2
+from genaid_client.convert import file_from_pb
 from genaid_client.convert_llm import serving_from_pb
 from genaid_client.convert_system import llm_config_from_pb
 from genaid_client.messages import Names, mirror, request, to_seconds
 from genaid_client.types_orchestration import (
     Departure,
+    ImageModel,
     ImageNeed,
     ImagePlacement,
     ImagePlan,
@@ -33,6 +35,16 @@ def plan_request(need: ImageNeed) -> orchestration_pb2.PlanImageGenerationReques
     return orchestration_pb2.PlanImageGenerationRequest(need=need_to_pb(need))
 
 
+def resolve_request(model_id: str, tenant_id: str) -> orchestration_pb2.ResolveImageModelRequest:
+    """The request of ResolveImageModel. Raises InvalidRequestError for a value that no message can hold."""
+    return request(orchestration_pb2.ResolveImageModelRequest, model_id=model_id, tenant_id=tenant_id)
+
+
+def image_model_from_pb(message: orchestration_pb2.ImageModel) -> ImageModel:
+    """A diffusion model, as an image engine opens it."""
+    return mirror(ImageModel, message, files=tuple(file_from_pb(file) for file in message.files))
+
+
 def hold_request(tenant_id: str, need: ImageNeed, resident: bool) -> orchestration_pb2.HoldLeaseRequest:
     """The request of HoldLease. Raises InvalidRequestError for a value that no message can hold."""
     return request(orchestration_pb2.HoldLeaseRequest, tenant_id=tenant_id, need=need_to_pb(need), resident=resident)
@@ -52,6 +64,7 @@ def lease_from_pb(message: orchestration_pb2.Lease) -> Lease:
         state=LEASE_STATES.from_pb(message.state) or LeaseState.WAITING,
         reclaim_after_seconds=to_seconds(message.reclaim_after) if message.HasField("reclaim_after") else None,
         placement=_placement_from_pb(message),
+        image_model=image_model_from_pb(message.image_model) if message.HasField("image_model") else None,
     )
 
 
@@ -75,6 +88,7 @@ def plan_from_pb(message: orchestration_pb2.PlanImageGenerationResponse) -> Imag
             mirror(Departure, departure, kind=TENANT_KINDS.from_pb(departure.kind)) for departure in message.departures
         ),
         placement=_placement_from_pb(message),
+        image_model=image_model_from_pb(message.image_model) if message.HasField("image_model") else None,
     )
 
 

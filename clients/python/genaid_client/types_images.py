@@ -29,6 +29,8 @@ class Engine:
     how long it stays loaded without work: 0 unloads after each image, negative never unloads. `load_percentage` is 0
     to 100. `accepting` says whether a generation would be accepted where nothing runs. `last_event` is None where
     nothing has happened yet, and `stop_reason` while it has a process; both are where this client doesn't know them.
+    `model_chosen` says whether somebody has chosen the model; otherwise it is the default one, which is decided anew
+    with each image.
     """
 
     state: ServerState
@@ -48,6 +50,7 @@ class Engine:
     variant: str
     accepting: bool
     stop_reason: StopReason | None = None
+    model_chosen: bool = False
 
 
 class GenerationState(StrEnum):

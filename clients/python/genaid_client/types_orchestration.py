@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from genaid_client.types import ModelFile
 from genaid_client.types_llm import LlmServing
 from genaid_client.types_system import LlmConfig
 
@@ -72,12 +73,22 @@ class ImagePlacement:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageModel:
+    """A diffusion model, as an image engine opens it: `files` are its files, the one that an engine opens first."""
+
+    id: str
+    name: str
+    files: tuple[ModelFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right of an engine to occupy memory.
 
     `kind` is None where it is not known to this client. `measured` says where its size comes from; otherwise it is
     estimated. `reason` says why it waits or is to be given back. `reclaim_after_seconds` is for how long an idle engine
-    may stay in RECLAIM, None in other states. `placement` is for image engines, once it is granted.
+    may stay in RECLAIM, None in other states. `placement` is for image engines, once it is granted, and `image_model`
+    the model that they are to load.
     """
 
     id: str
@@ -92,6 +103,7 @@ class Lease:
     create_time: datetime
     reclaim_after_seconds: float | None
     placement: ImagePlacement | None
+    image_model: ImageModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +152,7 @@ class ImagePlan:
     ram_bytes: int
     vram_bytes: int
     measured: bool
+    image_model: ImageModel | None = None
 
 
 @dataclass(frozen=True, slots=True)

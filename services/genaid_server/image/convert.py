@@ -10,12 +10,11 @@ from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid_server.common.convert import event_to_pb, state_to_pb, stop_reason_to_pb
 from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.image.core.engine import EngineInfo
-from genaid_server.image.core.generations import Failure, Generation, ImageInfo, State
-from genaid_server.image.core.process import EngineOptions
+from genaid_server.image.core.generation import Failure, Generation, ImageInfo, State
 from genaid_server.image.core.progress import Progress, Stage
+from genaid_server.image.core.settings import EngineOptions
 from genaid_server.image.core.spec import GenerationSpec, Sampler, choose_seed
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.supervision.stop_reason import stop_reason
 from genaid_server.supervision.supervisor import State as ServerState
 
 _HEALTH = {
@@ -62,7 +61,8 @@ def engine_to_pb(info: EngineInfo) -> engine_pb2.Engine:
         last_event=event_to_pb(life.event),
         variant=config.variant if config else "",
         accepting=info.accepting,
-        stop_reason=stop_reason_to_pb(stop_reason(life)),
+        stop_reason=stop_reason_to_pb(info.stop_reason),
+        model_chosen=info.chosen,
     )
 
 

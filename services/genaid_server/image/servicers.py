@@ -10,19 +10,18 @@ from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generat
 from genaid_server.common.logs import LogServicer
 from genaid_server.image import convert
 from genaid_server.image.core.engine import Engine
-from genaid_server.image.core.generations import MAX_REQUEST_ID, Generation, Generations, State
+from genaid_server.image.core.generation import Generation, State
+from genaid_server.image.core.generations import Generations
 from genaid_server.kit.errors import (
     BackendError,
     DomainError,
     FileSystemError,
     InsufficientResourcesError,
-    InvalidRequestError,
     IoError,
     ModelNotFoundError,
     ServerError,
 )
 from genaid_server.kit.paging import page
-from genaid_server.kit.tasks import to_the_end
 from genaid_server.supervision.logbook import Logbook
 
 _FAILURES: Final[dict[str, type[DomainError]]] = {
@@ -45,13 +44,13 @@ class EngineServicer(LogServicer, engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.StartEngineRequest, context: Context
     ) -> engine_pb2.StartEngineResponse:
         """Load a model."""
-        check_request_id(request.request_id)
         info = await self._engine.start(
             request.model_id,
             threads=request.threads if request.HasField("threads") else None,
             options=convert.options_from_pb(request.options),
             keep_alive=convert.seconds_from_pb(request.keep_alive) if request.HasField("keep_alive") else None,
             replace_running=request.replace,
+            request_id=request.request_id,
         )
         return engine_pb2.StartEngineResponse(engine=convert.engine_to_pb(info))
 
@@ -90,7 +89,6 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.CreateGenerationRequest, context: Context
     ) -> generation_pb2.CreateGenerationResponse:
         """Accept a generation."""
-        check_request_id(request.request_id)
         generation = await self._generations.create(convert.spec_from_pb(request.spec), request.request_id)
         return generation_pb2.CreateGenerationResponse(generation=convert.generation_to_pb(generation))
 
@@ -147,25 +145,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateImagesRequest, context: Context
     ) -> AsyncIterator[generation_pb2.GenerateImagesResponse]:
         """Progress and images in one call."""
-        generation = await self._generations.create(convert.spec_from_pb(request.spec))
-        try:
-            async for generation in self._generations.watch(generation.id):  # noqa: B020 - the newest one counts
+        async with self._generations.made_for(convert.spec_from_pb(request.spec)) as made:
+            async for generation in made.watch():
                 yield generation_pb2.GenerateImagesResponse(generation=convert.generation_to_pb(generation))
-            _require_complete(generation)
-            for image in generation.images:
-                _, png = self._generations.image(generation.id, image.index)
+            _require_complete(made.now)
+            for image in made.now.images:
+                _, png = made.image(image.index)
                 pieces = list(convert.chunks(png))
                 for number, piece in enumerate(pieces, 1):
                     chunk = generation_pb2.ImageChunk(index=image.index, data=piece, last=number == len(pieces))
                     yield generation_pb2.GenerateImagesResponse(chunk=chunk)
-        finally:
-            await to_the_end(self._generations.delete(generation.id))
-
-
-def check_request_id(request_id: str) -> None:
-    """Raises InvalidRequestError for one that is too long."""
-    if len(request_id) > MAX_REQUEST_ID:
-        raise InvalidRequestError(f"request_id must be at most {MAX_REQUEST_ID} characters", field="request_id")
 
 
 def _order(generation: Generation) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from genaid_server.image.core import tenancy
-from genaid_server.image.core.generations import State as Progress
-from genaid_server.image.core.process import EngineOptions
-from genaid_server.image.core.tenancy import Placement, Size
+from genaid_server.image.core import engine_lease
+from genaid_server.image.core.generation import State as Progress
+from genaid_server.image.core.lease import Placement, Size
+from genaid_server.image.core.settings import EngineOptions
+from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.errors import BackendError, InsufficientResourcesError, ServerError
 from genaid_server.supervision.supervisor import State
 from image_stage import (
@@ -39,7 +40,7 @@ from worker import children
 async def test_nothing_is_loaded_before_the_lease_is_granted_and_it_ends_after_the_process(tmp_path: Path) -> None:
     async with scene(tmp_path, generous=False) as stage:
         starting = asyncio.create_task(stage.engine.start("tiny"))
-        lease = await stage.landlord.next()
+        lease = await stage.manager.next()
         lease.wait("the LLM is offloaded")
         async for records in stage.logbook.watch(1):
             if any("waiting for memory: the LLM is offloaded" in record.message for record in records):
@@ -61,29 +62,29 @@ async def test_all_lives_of_a_worker_are_one_tenant(tmp_path: Path) -> None:
         await stage.engine.start("tiny")
         await stage.engine.stop()
         await stage.engine.start("tiny")
-        first, second = stage.landlord.streams
+        first, second = stage.manager.streams
         assert first.tenant == second.tenant
         assert first.tenant.startswith("image-worker-")
     folder = tmp_path / "other"
     folder.mkdir()
     async with scene(folder) as other:
         await other.engine.start("tiny")
-        assert other.landlord.streams[0].tenant != first.tenant
+        assert other.manager.streams[0].tenant != first.tenant
 
 
 async def test_a_refusal_reaches_who_asked_and_the_next_one_may_have_more_luck(tmp_path: Path) -> None:
     async with scene(tmp_path, generous=False) as stage, stage.generations() as generations:
         starting = asyncio.create_task(stage.engine.start("tiny"))
-        (await stage.landlord.next()).fail(NO_ROOM)
+        (await stage.manager.next()).fail(NO_ROOM)
         with pytest.raises(InsufficientResourcesError) as refusal:
             await starting
         assert refusal.value.facts == {"required": "2", "available": "1", "suggestion": "buy some"}
         created = await generations.create(SPEC)
-        (await stage.landlord.next()).fail(NO_ROOM)
+        (await stage.manager.next()).fail(NO_ROOM)
         failure = (await finished(generations, created.id)).failure
         assert failure is not None
         assert (failure.code, failure.message) == ("INSUFFICIENT_RESOURCES", "too little")
-        stage.landlord.generous = True
+        stage.manager.generous = True
         drawn = await finished(generations, (await generations.create(SPEC)).id)
         assert drawn.state is Progress.COMPLETE
 
@@ -92,7 +93,7 @@ async def test_a_refusal_reaches_who_asked_and_the_next_one_may_have_more_luck(t
 async def test_a_lease_that_breaks_off_before_it_is_granted_is_an_error(tmp_path: Path, end: str) -> None:
     async with scene(tmp_path, generous=False) as stage:
         starting = asyncio.create_task(stage.engine.start("tiny"))
-        lease = await stage.landlord.next()
+        lease = await stage.manager.next()
         lease.wait()
         if end == "failure":
             lease.fail(AWAY)
@@ -100,13 +101,13 @@ async def test_a_lease_that_breaks_off_before_it_is_granted_is_an_error(tmp_path
             lease.close()
         with pytest.raises(ServerError):
             await starting
-        assert len(stage.landlord.streams) == 1
+        assert len(stage.manager.streams) == 1
 
 
 async def test_to_stop_an_engine_that_waits_for_memory_ends_its_lease(tmp_path: Path) -> None:
     async with scene(tmp_path, generous=False) as stage:
         starting = asyncio.create_task(stage.engine.start("tiny"))
-        lease = await stage.landlord.next()
+        lease = await stage.manager.next()
         await stage.engine.stop()
         assert lease.over.is_set()
         with pytest.raises(ServerError, match="was stopped"):
@@ -116,7 +117,7 @@ async def test_to_stop_an_engine_that_waits_for_memory_ends_its_lease(tmp_path: 
 async def test_to_cancel_a_generation_that_waits_for_memory_ends_its_lease(tmp_path: Path) -> None:
     async with scene(tmp_path, generous=False) as stage, stage.generations() as generations:
         created = await generations.create(SPEC)
-        lease = await stage.landlord.next()
+        lease = await stage.manager.next()
         assert (await generations.cancel(created.id)).state is Progress.CANCELLED
         assert lease.over.is_set()
         assert stage.engine.info.value.life.state is State.STOPPED
@@ -126,26 +127,26 @@ async def test_an_engine_that_dies_gives_its_memory_back(tmp_path: Path) -> None
     async with scene(tmp_path) as stage:
         pid = (await stage.engine.start("tiny")).life.pid
         psutil.Process(pid).kill()
-        await stage.landlord.streams[0].over.wait()
+        await stage.manager.streams[0].over.wait()
         await stage.until(State.CRASHED)
 
 
 async def test_an_engine_that_died_is_given_to_nobody_while_its_lease_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenancy, "REPORT_PATIENCE", 0.2)
+    monkeypatch.setattr(engine_lease, "REPORT_PATIENCE", 0.2)
     async with scene(tmp_path, command=DEAF) as stage:
-        stage.landlord.open_for_reports.clear()
+        stage.manager.open_for_reports.clear()
         with stage.engine.use():
             process = await stage.engine.ready(SMALL)
             psutil.Process(process.pid).kill()
             await process.exited()
-        await stage.landlord.reported.wait()
+        await stage.manager.reported.wait()
         assert stage.engine.info.value.life.state is State.RUNNING  # as nobody was told otherwise yet
         with stage.engine.use():
             assert (await stage.engine.ready(SMALL)).alive
         assert stage.engine.info.value.life.restarts == 1
-        stage.landlord.open_for_reports.set()
+        stage.manager.open_for_reports.set()
 
 
 # --- how large
@@ -156,21 +157,21 @@ async def test_nothing_is_asked_for_an_image_that_the_lease_covers(tmp_path: Pat
         for size in (Size(512, 256), Size(64, 2048), Size(512, 256), SMALL):
             with stage.engine.use():
                 await stage.engine.ready(size)
-        assert [stream.need.size for stream in stage.landlord.streams] == [Size(512, 256)]
+        assert [stream.need.size for stream in stage.manager.streams] == [Size(512, 256)]
 
 
 async def test_a_larger_image_takes_a_larger_lease_in_place_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenancy, "FIRST_RETRY", 0.0)
+    monkeypatch.setattr(engine_lease, "RETRY", Backoff(0.0, 0.25))
     async with scene(tmp_path, generous=False) as stage:
         starting = asyncio.create_task(stage.engine.start("tiny"))
-        first = await stage.landlord.next()
+        first = await stage.manager.next()
         first.grant()
         pid = (await starting).life.pid
         with stage.engine.use():
             getting = asyncio.create_task(stage.engine.ready(LARGE))
-            second = await stage.landlord.next()
+            second = await stage.manager.next()
             second.wait()
             assert not first.over.is_set()
             first.close()  # the manager ends it when the second is granted, and neither is heard of at once
@@ -185,7 +186,7 @@ async def test_a_larger_image_takes_a_larger_lease_in_place_of_the_first(
         assert not second.over.is_set()
         with stage.engine.use():
             await stage.engine.ready(LARGE)
-        assert len(stage.landlord.streams) == 2
+        assert len(stage.manager.streams) == 2
         await stage.engine.stop()
         assert second.over.is_set()
 
@@ -193,25 +194,25 @@ async def test_a_larger_image_takes_a_larger_lease_in_place_of_the_first(
 async def test_a_larger_lease_that_is_refused_leaves_the_first(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         pid = (await stage.engine.start("tiny")).life.pid
-        stage.landlord.generous = False
+        stage.manager.generous = False
         with stage.engine.use():
             getting = asyncio.create_task(stage.engine.ready(LARGE))
-            first, second = await stage.landlord.next(), await stage.landlord.next()
+            first, second = await stage.manager.next(), await stage.manager.next()
             second.fail(NO_ROOM)
             with pytest.raises(InsufficientResourcesError, match="too little"):
                 await getting
         with stage.engine.use():
             assert (await stage.engine.ready(SMALL)).pid == pid
         assert not first.over.is_set()
-        assert len(stage.landlord.streams) == 2
+        assert len(stage.manager.streams) == 2
 
 
 async def test_a_cancelled_wait_for_a_larger_lease_leaves_the_first(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage, stage.generations() as generations:
         await stage.engine.start("tiny")
-        stage.landlord.generous = False
+        stage.manager.generous = False
         created = await generations.create(replace(SPEC, width=1024, height=1024))
-        first, second = await stage.landlord.next(), await stage.landlord.next()
+        first, second = await stage.manager.next(), await stage.manager.next()
         await generations.cancel(created.id)
         assert second.over.is_set()
         assert not first.over.is_set()
@@ -223,19 +224,19 @@ async def test_a_reclaimed_engine_does_not_wait_for_a_larger_lease(tmp_path: Pat
     """It would wait for somebody who waits for it."""
     async with scene(tmp_path) as stage:
         pid = (await stage.engine.start("tiny")).life.pid
-        first = await stage.landlord.next()
-        stage.landlord.generous = False
+        first = await stage.manager.next()
+        stage.manager.generous = False
         with stage.engine.use():
             if moment == "before":
                 first.reclaim(LATER)
                 await first.taken()
             getting = asyncio.create_task(stage.engine.ready(LARGE))
-            second = await stage.landlord.next()
+            second = await stage.manager.next()
             if moment != "before":
                 second.wait()
                 first.reclaim(LATER)
                 await second.over.wait()
-                second = await stage.landlord.next()
+                second = await stage.manager.next()
             assert first.over.is_set()
             assert first.alive_at_the_end == []
             assert second.need.size == LARGE
@@ -252,25 +253,25 @@ async def test_the_next_life_begins_with_the_size_that_was_wanted_last(tmp_path:
             await drawing(generations, created.id)
             await stage.engine.start("tiny")  # which joins it
             await generations.cancel(created.id)  # the engine is killed and started again
-        sizes = [stream.need.size for stream in stage.landlord.streams]
+        sizes = [stream.need.size for stream in stage.manager.streams]
         assert sizes == [Size(1024, 64), Size(1024, 64), Size(512, 64)]
         await stage.engine.start("tiny", threads=1, replace_running=True)
-        assert stage.landlord.streams[-1].need.size == SMALL
+        assert stage.manager.streams[-1].need.size == SMALL
 
 
 async def test_a_start_makes_nobody_leave_and_the_first_image_loads_the_model(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage, stage.generations() as generations:
-        stage.landlord.room = False
+        stage.manager.room = False
         info = await stage.engine.start("tiny")
-        assert (info.life.state, info.accepting, stage.landlord.streams) == (State.STOPPED, True, [])
+        assert (info.life.state, info.accepting, stage.manager.streams) == (State.STOPPED, True, [])
         assert info.life.config is not None
         assert info.life.config.model_id == "tiny"
         created = await generations.create(SPEC)
         assert (await finished(generations, created.id)).failure is None
-        stage.landlord.room = ServerError("nobody is asked")
+        stage.manager.room = ServerError("nobody is asked")
         again = await stage.engine.start("tiny")  # it is there already
-        stage.landlord.room = False
-        assert (again.life.state, len(stage.landlord.streams)) == (State.RUNNING, 1)
+        stage.manager.room = False
+        assert (again.life.state, len(stage.manager.streams)) == (State.RUNNING, 1)
         other = await stage.engine.start("tiny", threads=1, replace_running=True)
         assert (other.life.state, children()) == (State.STOPPED, [])
 
@@ -278,7 +279,7 @@ async def test_a_start_makes_nobody_leave_and_the_first_image_loads_the_model(tm
 async def test_a_start_of_what_can_never_fit_changes_nothing(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         before = await stage.engine.start("tiny")
-        stage.landlord.room = InsufficientResourcesError("too large", required="2", available="1")
+        stage.manager.room = InsufficientResourcesError("too large", required="2", available="1")
         with pytest.raises(InsufficientResourcesError, match="too large"):
             await stage.engine.start("tiny", threads=1, replace_running=True)
         assert stage.engine.info.value.life == before.life
@@ -289,7 +290,7 @@ async def test_a_start_of_what_can_never_fit_changes_nothing(tmp_path: Path) -> 
 
 async def test_the_engine_computes_as_its_placement_says(tmp_path: Path) -> None:
     async with scene(tmp_path, command=TELLING) as stage:
-        stage.landlord.placement = Placement(vae_tiling=True, max_vram_bytes=7, reason="decoding in tiles saves memory")
+        stage.manager.placement = Placement(vae_tiling=True, max_vram_bytes=7, reason="decoding in tiles saves memory")
         asked = EngineOptions(flash_attention=True, offload_to_cpu=True, max_vram_bytes=9)
         given = replace(asked, vae_tiling=True, max_vram_bytes=7)
         started = await stage.engine.start("tiny", options=asked)
@@ -298,7 +299,7 @@ async def test_the_engine_computes_as_its_placement_says(tmp_path: Path) -> None
         told = next(line for line in stage.log.splitlines() if line.startswith("options "))
         assert EngineOptions(**json.loads(told.removeprefix("options "))) == given
         assert "decoding in tiles saves memory" in stage.log.splitlines()
-        assert stage.landlord.streams[0].need.options == asked
+        assert stage.manager.streams[0].need.options == asked
         joined = await stage.engine.start("tiny", options=asked)
         assert joined.life.pid == started.life.pid
         stopped = await stage.engine.stop()
@@ -309,14 +310,14 @@ async def test_the_engine_computes_as_its_placement_says(tmp_path: Path) -> None
 async def test_a_larger_lease_with_another_placement_takes_another_engine(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         pid = (await stage.engine.start("tiny")).life.pid
-        stage.landlord.placement = Placement(vae_tiling=True)
+        stage.manager.placement = Placement(vae_tiling=True)
         with stage.engine.use():
             process = await stage.engine.ready(LARGE)
         assert process.pid != pid
         config = stage.engine.info.value.life.config
         assert config is not None
         assert config.options.vae_tiling
-        first, second, third = stage.landlord.streams
+        first, second, third = stage.manager.streams
         assert first.over.is_set()
         assert second.over.is_set()
         assert second.alive_at_the_end == []
@@ -333,7 +334,7 @@ async def test_an_idle_engine_leaves_when_its_memory_is_wanted_back(
 ) -> None:
     async with scene(tmp_path, keep_alive=keep_alive) as stage:
         await stage.engine.start("tiny")
-        (lease,) = stage.landlord.streams
+        (lease,) = stage.manager.streams
         lease.reclaim(after)
         await lease.over.wait()
         assert lease.alive_at_the_end == []
@@ -347,7 +348,7 @@ async def test_an_engine_that_works_leaves_afterwards(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         with stage.engine.use():
             pid = (await stage.engine.ready(SMALL)).pid
-            (lease,) = stage.landlord.streams
+            (lease,) = stage.manager.streams
             lease.reclaim()
             await lease.taken()
             await stage.engine.start("tiny")  # which joins the life, and whose end does not make it idle
@@ -376,7 +377,7 @@ async def test_the_shorter_time_counts(tmp_path: Path) -> None:
     async with scene(tmp_path, keep_alive=0.05) as stage:
         with stage.engine.use():
             await stage.engine.ready(SMALL)
-            (lease,) = stage.landlord.streams
+            (lease,) = stage.manager.streams
             lease.reclaim(LATER)
         await lease.over.wait()
 
@@ -385,7 +386,7 @@ async def test_what_was_to_be_given_back_may_be_kept_after_all(tmp_path: Path) -
     async with scene(tmp_path) as stage:
         with stage.engine.use():
             pid = (await stage.engine.ready(SMALL)).pid
-            (lease,) = stage.landlord.streams
+            (lease,) = stage.manager.streams
             lease.reclaim()
             lease.grant()
             await lease.taken()
@@ -397,28 +398,28 @@ async def test_what_was_to_be_given_back_may_be_kept_after_all(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("after", "lives"), [(LATER, 1), (0.0, 2)])
-async def test_generations_that_wait_run_on_where_the_landlord_has_time(
+async def test_generations_that_wait_run_on_where_the_manager_has_time(
     tmp_path: Path, after: float, lives: int
 ) -> None:
     async with scene(tmp_path, generous=False) as stage, stage.generations() as generations:
         created = [await generations.create(SPEC) for _ in range(2)]
-        lease = await stage.landlord.next()
-        stage.landlord.generous = True
+        lease = await stage.manager.next()
+        stage.manager.generous = True
         lease.grant()
         lease.reclaim(after)
         for generation in created:
             assert (await finished(generations, generation.id)).state is Progress.COMPLETE
-        assert len(stage.landlord.streams) == lives
+        assert len(stage.manager.streams) == lives
 
 
 async def test_an_engine_that_nobody_waits_for_leaves_once_it_is_loaded(tmp_path: Path) -> None:
     async with scene(tmp_path, command=DEAF) as stage, stage.generations(cancel_grace=0) as generations:
         created = await generations.create(SPEC)
         await drawing(generations, created.id)
-        stage.landlord.generous = False
-        await stage.landlord.next()
+        stage.manager.generous = False
+        await stage.manager.next()
         await generations.cancel(created.id)  # the engine is killed and started again
-        lease = await stage.landlord.next()
+        lease = await stage.manager.next()
         lease.grant()
         lease.reclaim()
         await lease.over.wait()
@@ -429,21 +430,21 @@ async def test_an_engine_that_is_killed_while_its_memory_is_wanted_back_is_not_s
     async with scene(tmp_path, command=DEAF) as stage, stage.generations(cancel_grace=0) as generations:
         created = await generations.create(SPEC)
         await drawing(generations, created.id)
-        (lease,) = stage.landlord.streams
+        (lease,) = stage.manager.streams
         lease.reclaim(LATER)
         await generations.cancel(created.id)
         assert stage.engine.info.value.life.state is State.STOPPED
-        assert len(stage.landlord.streams) == 1
+        assert len(stage.manager.streams) == 1
 
 
-# --- a landlord that goes away
+# --- a manager that goes away
 
 
 @pytest.mark.parametrize("end", ["failure", "silence"])
 async def test_a_lease_whose_stream_broke_off_is_asked_for_again(tmp_path: Path, end: str) -> None:
     async with scene(tmp_path, generous=False) as stage:
         starting = asyncio.create_task(stage.engine.start("tiny"))
-        first = await stage.landlord.next()
+        first = await stage.manager.next()
         first.grant(Placement(vae_tiling=True))
         pid = (await starting).life.pid
         with stage.engine.use():
@@ -452,71 +453,71 @@ async def test_a_lease_whose_stream_broke_off_is_asked_for_again(tmp_path: Path,
             else:
                 first.close()
             for _ in range(2):
-                (await stage.landlord.next()).fail(AWAY)
-            again = await stage.landlord.next()
+                (await stage.manager.next()).fail(AWAY)
+            again = await stage.manager.next()
             assert (again.tenant, again.resident, again.need.size) == (first.tenant, True, first.need.size)
             assert again.need.options.vae_tiling
             again.grant()
         assert stage.pid == pid
         again.close()
-        once_more = await stage.landlord.next()
+        once_more = await stage.manager.next()
         once_more.grant()
         once_more.reclaim()
         await once_more.over.wait()
-        assert len(stage.landlord.streams) == 5
+        assert len(stage.manager.streams) == 5
 
 
 @pytest.mark.parametrize("busy", [True, False])
 async def test_an_engine_whose_lease_can_not_be_had_again_leaves(tmp_path: Path, busy: bool) -> None:
     async with scene(tmp_path, keep_alive=-1) as stage:
         pid = (await stage.engine.start("tiny")).life.pid
-        stage.landlord.generous = False
-        first = await stage.landlord.next()
+        stage.manager.generous = False
+        first = await stage.manager.next()
         first.fail(AWAY)
         if busy:
             with stage.engine.use():
                 assert (await stage.engine.ready(SMALL)).pid == pid
-                again = await stage.landlord.next()
+                again = await stage.manager.next()
                 again.fail(NO_ROOM)
                 await again.over.wait()
                 assert stage.pid == pid
         else:
-            (await stage.landlord.next()).fail(NO_ROOM)
+            (await stage.manager.next()).fail(NO_ROOM)
         await stage.until(State.STOPPED)
         assert stage.engine.info.value.life.event == "unloaded"
-        stage.landlord.generous = True
+        stage.manager.generous = True
         with stage.engine.use():
             assert (await stage.engine.ready(SMALL)).pid != pid
-        assert not stage.landlord.streams[-1].resident
+        assert not stage.manager.streams[-1].resident
 
 
 async def test_a_resident_engine_draws_while_nobody_grants_anything(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage, stage.generations() as generations:
         pid = (await stage.engine.start("tiny")).life.pid
-        stage.landlord.generous = False
-        (await stage.landlord.next()).fail(AWAY)
-        lost = await stage.landlord.next()
+        stage.manager.generous = False
+        (await stage.manager.next()).fail(AWAY)
+        lost = await stage.manager.next()
         drawn = await finished(generations, (await generations.create(replace(SPEC, width=1024, height=1024))).id)
         assert drawn.state is Progress.COMPLETE
         assert stage.pid == pid
         lost.fail(AWAY)
-        again = await stage.landlord.next()
+        again = await stage.manager.next()
         assert (again.resident, again.need.size) == (True, LARGE)
 
 
-async def test_a_resident_engine_draws_when_the_landlord_dies_over_the_larger_lease(tmp_path: Path) -> None:
+async def test_a_resident_engine_draws_when_the_manager_dies_over_the_larger_lease(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         pid = (await stage.engine.start("tiny")).life.pid
-        first = await stage.landlord.next()
-        stage.landlord.generous = False
+        first = await stage.manager.next()
+        stage.manager.generous = False
         with stage.engine.use():
             getting = asyncio.create_task(stage.engine.ready(LARGE))
-            second = await stage.landlord.next()
+            second = await stage.manager.next()
             first.fail(AWAY)
             await first.over.wait()
             second.fail(AWAY)
             assert (await getting).pid == pid
-        again = await stage.landlord.next()
+        again = await stage.manager.next()
         assert again.resident
         again.grant()
 
@@ -524,12 +525,12 @@ async def test_a_resident_engine_draws_when_the_landlord_dies_over_the_larger_le
 async def test_an_engine_that_ends_while_it_is_asked_for_again_asks_no_more(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         await stage.engine.start("tiny")
-        stage.landlord.generous = False
-        (await stage.landlord.next()).fail(AWAY)
-        again = await stage.landlord.next()
+        stage.manager.generous = False
+        (await stage.manager.next()).fail(AWAY)
+        again = await stage.manager.next()
         await stage.engine.stop()
         assert again.over.is_set()
-        assert len(stage.landlord.streams) == 2
+        assert len(stage.manager.streams) == 2
 
 
 # --- what is reported
@@ -537,9 +538,9 @@ async def test_an_engine_that_ends_while_it_is_asked_for_again_asks_no_more(tmp_
 
 async def reports(stage: Scene, enough: Callable[[], bool]) -> list[tuple[str, Size, int]]:
     while not enough():
-        stage.landlord.reported.clear()
-        await stage.landlord.reported.wait()
-    return stage.landlord.reports
+        stage.manager.reported.clear()
+        await stage.manager.reported.wait()
+    return stage.manager.reports
 
 
 async def test_an_image_is_reported_with_its_size_and_what_the_engine_took(tmp_path: Path) -> None:
@@ -547,9 +548,9 @@ async def test_an_image_is_reported_with_its_size_and_what_the_engine_took(tmp_p
         for width in (128, 64, 256):
             created = await generations.create(replace(SPEC, width=width))
             assert (await finished(generations, created.id)).state is Progress.COMPLETE
-            count = len(stage.landlord.reports) + 1
-            await reports(stage, lambda count=count: len(stage.landlord.reports) >= count)  # type: ignore[misc]
-        first, second, third = stage.landlord.reports
+            count = len(stage.manager.reports) + 1
+            await reports(stage, lambda count=count: len(stage.manager.reports) >= count)  # type: ignore[misc]
+        first, second, third = stage.manager.reports
         assert [report[1] for report in (first, second, third)] == [Size(128, 64), SMALL, Size(256, 64)]
         assert (first[0], third[0]) == ("lease-1", "lease-2")
         assert first[2] > 1_000_000
@@ -564,7 +565,7 @@ async def test_files_that_are_mapped_count_as_well(tmp_path: Path) -> None:
         with stage.model.open("r+b") as file:
             file.truncate(2**40)
         assert (await finished(generations, (await generations.create(SPEC)).id)).state is Progress.COMPLETE
-        ((_, _, peak),) = await reports(stage, lambda: bool(stage.landlord.reports))
+        ((_, _, peak),) = await reports(stage, lambda: bool(stage.manager.reports))
         assert 2**40 < peak < 2**41
 
 
@@ -572,76 +573,76 @@ async def test_work_without_an_image_is_reported_without_a_size(tmp_path: Path) 
     async with scene(tmp_path, command=(sys.executable, str(FAKE), "full-disk")) as stage:
         async with stage.generations() as generations:
             assert (await finished(generations, (await generations.create(SPEC)).id)).state is Progress.ERROR
-        assert await reports(stage, lambda: bool(stage.landlord.reports)) == [("lease-1", Size(0, 0), 0)]
+        assert await reports(stage, lambda: bool(stage.manager.reports)) == [("lease-1", Size(0, 0), 0)]
         with pytest.raises(asyncio.CancelledError), stage.engine.use():
             raise asyncio.CancelledError
-        told = await reports(stage, lambda: len(stage.landlord.reports) == 2)
+        told = await reports(stage, lambda: len(stage.manager.reports) == 2)
         assert told[1] == ("lease-1", Size(0, 0), 0)
 
 
 async def test_without_a_lease_there_is_nothing_to_report(tmp_path: Path) -> None:
     async with scene(tmp_path, generous=False) as stage, stage.generations() as generations:
         created = await generations.create(SPEC)
-        (await stage.landlord.next()).fail(NO_ROOM)
+        (await stage.manager.next()).fail(NO_ROOM)
         assert (await finished(generations, created.id)).state is Progress.ERROR
         starting = asyncio.create_task(stage.engine.start("tiny"))
-        (await stage.landlord.next()).wait()
+        (await stage.manager.next()).wait()
         with stage.engine.use():
             pass
-        stage.landlord.streams[1].grant()
+        stage.manager.streams[1].grant()
         await starting
         with stage.engine.use() as use:
             use.made = SMALL
-        assert [report[:2] for report in await reports(stage, lambda: bool(stage.landlord.reports))] == [
+        assert [report[:2] for report in await reports(stage, lambda: bool(stage.manager.reports))] == [
             ("lease-2", SMALL)
         ]
 
 
 async def test_the_last_report_comes_before_the_end_of_the_lease(tmp_path: Path) -> None:
     async with scene(tmp_path, keep_alive=0) as stage, stage.generations() as generations:
-        stage.landlord.open_for_reports.clear()
+        stage.manager.open_for_reports.clear()
         created = await generations.create(SPEC)
         assert (await finished(generations, created.id)).state is Progress.COMPLETE  # which waits for no report
-        await reports(stage, lambda: bool(stage.landlord.reports))
-        (lease,) = stage.landlord.streams
+        await reports(stage, lambda: bool(stage.manager.reports))
+        (lease,) = stage.manager.streams
         await stage.until(State.STOPPING)
         while children():  # noqa: ASYNC110 - nobody tells of the end of the process
             await asyncio.sleep(0.01)
         assert not lease.over.is_set()
-        stage.landlord.open_for_reports.set()
+        stage.manager.open_for_reports.set()
         await lease.over.wait()
-        ((_, size, peak),) = stage.landlord.reports
+        ((_, size, peak),) = stage.manager.reports
         assert size == SMALL
         assert peak > 0
 
 
 async def test_a_report_that_hangs_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenancy, "REPORT_PATIENCE", 0.05)
+    monkeypatch.setattr(engine_lease, "REPORT_PATIENCE", 0.05)
     async with scene(tmp_path, keep_alive=0) as stage, stage.generations() as generations:
-        stage.landlord.open_for_reports.clear()
+        stage.manager.open_for_reports.clear()
         for number in range(3):
             created = await generations.create(SPEC)
             assert (await finished(generations, created.id)).state is Progress.COMPLETE
-            await stage.landlord.streams[number].over.wait()
-        assert len(stage.landlord.reports) == 1
-        stage.landlord.open_for_reports.set()
-        told = await reports(stage, lambda: len(stage.landlord.reports) == 2)
+            await stage.manager.streams[number].over.wait()
+        assert len(stage.manager.reports) == 1
+        stage.manager.open_for_reports.set()
+        told = await reports(stage, lambda: len(stage.manager.reports) == 2)
         assert [lease for lease, _, _ in told] == ["lease-1", "lease-3"]  # of those that wait only the latest
 
 
 async def test_a_report_that_hangs_does_not_outlive_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenancy, "REPORT_PATIENCE", 0.01)
+    monkeypatch.setattr(engine_lease, "REPORT_PATIENCE", 0.01)
     async with scene(tmp_path) as stage:
-        stage.landlord.open_for_reports.clear()
+        stage.manager.open_for_reports.clear()
         with stage.engine.use():
             await stage.engine.ready(SMALL)
-        await stage.landlord.reported.wait()
+        await stage.manager.reported.wait()
 
 
 async def test_a_report_that_fails_is_no_matter(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage, stage.generations() as generations:
-        stage.landlord.report_error = BackendError("no thanks")
+        stage.manager.report_error = BackendError("no thanks")
         for number in range(1, 3):
             created = await generations.create(SPEC)
             assert (await finished(generations, created.id)).state is Progress.COMPLETE
-            await reports(stage, lambda number=number: len(stage.landlord.reports) == number)  # type: ignore[misc]
+            await reports(stage, lambda number=number: len(stage.manager.reports) == number)  # type: ignore[misc]

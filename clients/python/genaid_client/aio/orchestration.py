@@ -7,7 +7,7 @@ from genaid.resource.v1.orchestration_pb2_grpc import OrchestrationServiceStub
 from genaid_client import convert_orchestration
 from genaid_client.aio.connection import AsyncConnection
 from genaid_client.messages import request
-from genaid_client.types_orchestration import ImageNeed, ImagePlan, Lease, LeaseList, OffloadedLlm
+from genaid_client.types_orchestration import ImageModel, ImageNeed, ImagePlan, Lease, LeaseList, OffloadedLlm
 
 
 class AsyncOrchestrationCalls:
@@ -16,6 +16,16 @@ class AsyncOrchestrationCalls:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self._stub = OrchestrationServiceStub(connection.channel)
+
+    async def resolve_image_model(self, model_id: str = "", *, tenant_id: str = "") -> ImageModel:
+        """Which diffusion model is meant by an id; where it is empty, by none.
+
+        `tenant_id` is of an image worker that will draw with it from now on. Raises ModelNotFoundError, also where no
+        model is named and there is none or more than one; InvalidRequestError.
+        """
+        message = convert_orchestration.resolve_request(model_id, tenant_id)
+        response = await self._connection.call(self._stub.ResolveImageModel, message)
+        return convert_orchestration.image_model_from_pb(response.model)
 
     async def plan_image_generation(self, need: ImageNeed = ImageNeed()) -> ImagePlan:  # noqa: B008 - frozen
         """What making an image would take: whether the LLM would have to be offloaded for it, and why.

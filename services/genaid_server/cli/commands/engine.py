@@ -12,7 +12,6 @@ from genaid_client import (
     EngineOptions,
     Generation,
     GenerationState,
-    InvalidRequestError,
     LogEntry,
 )
 from genaid_server.cli import options
@@ -61,9 +60,7 @@ def start(
     """Load a model; returns when it is loaded."""
     with Client(image=find_server(data_dir, image=image).image) as client:
         chosen = model or client.engine.get().model_id
-        if not chosen:
-            raise InvalidRequestError("Which model? Choose one with --model ID; genaid models list shows them.")
-        with _waiting_bar(f"loading {chosen}"):
+        with _waiting_bar(f"loading {chosen or 'the default model'}"):
             started = client.engine.start(
                 chosen,
                 threads=threads,
@@ -155,7 +152,7 @@ def status(
 async def start_with_model(client: AsyncClient, model_id: str) -> None:
     """Select a model to draw with; one that is selected already keeps its settings."""
     now = await client.engine.get()
-    if now.model_id == model_id and now.accepting:
+    if now.model_id == model_id and now.model_chosen and now.accepting:
         return
     with _waiting_bar(f"loading {model_id}"):
         await client.engine.start(model_id, replace=True)

@@ -7,123 +7,70 @@ many win as there is room for. A generation's task owns it from its turn until a
 import asyncio
 import hashlib
 import logging
-import math
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
 from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
+from genaid_server.image.core.drawing import Assumption, Drawing
 from genaid_server.image.core.engine import Engine, EngineInfo
-from genaid_server.image.core.process import EngineProcess, ImageEvent, JobEvent, StageEvent
-from genaid_server.image.core.progress import Calibration, Progress, Stage, Timings, Tracker
+from genaid_server.image.core.generation import Failure, Generation, ImageInfo, Limits, State
+from genaid_server.image.core.process import ImageEvent
+from genaid_server.image.core.progress import Calibration, Progress
+from genaid_server.image.core.settings import ImageModel
 from genaid_server.image.core.spec import GenerationSpec
-from genaid_server.image.core.tenancy import Size
 from genaid_server.kit.errors import (
     AlreadyTerminalError,
-    BackendError,
     DomainError,
     NotFoundError,
     ServerBusyError,
     ServerError,
 )
+from genaid_server.kit.request_ids import RequestIds, check_request_id
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
-from genaid_server.supervision.supervisor import State as EngineState
 
 log = logging.getLogger(__name__)
 
-TICK: Final = 0.25  # seconds between looks at the clock, for stages that report nothing
 SHOWN_EVERY: Final = 0.1
 """Seconds that a progress stands at least, unless a stage ends or begins, or an image: to tell it takes processor time
 from the engine, and quick models make hundreds of steps a second."""
-MAX_REQUEST_ID: Final = 128
 
 
-class State(Enum):
-    """Where a generation is in its life."""
+@dataclass(eq=False)
+class Kept:
+    """One generation with what belongs to it; only `Generations` changes it.
 
-    PENDING = auto()
-    IN_PROGRESS = auto()
-    COMPLETE = auto()
-    ERROR = auto()
-    CANCELLED = auto()
-
-    @property
-    def terminal(self) -> bool:
-        """Whether nothing comes after it."""
-        return self in (State.COMPLETE, State.ERROR, State.CANCELLED)
-
-
-@dataclass(frozen=True)
-class ImageInfo:
-    """One image, without its bytes. `index` counts from 0; `sha256` is hexadecimal."""
-
-    index: int
-    seed: int
-    width: int
-    height: int
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a generation failed: a stable reason, a message for people, and facts for programs, by their names."""
-
-    code: str
-    message: str
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A generation as it is at one moment. Times are in seconds since the epoch, `seconds` is a duration."""
-
-    id: str
-    spec: GenerationSpec
-    model_id: str
-    created_at: float
-    updated_at: float
-    state: State = State.PENDING
-    progress: Progress | None = None
-    images: tuple[ImageInfo, ...] = ()
-    failure: Failure | None = None
-    seconds: float | None = None
-    expires_at: float | None = None
-    queue_position: int = 0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much is kept and how many wait. Times are in seconds."""
-
-    queue_depth: int = 0
-    result_ttl: float = 300.0
-    cleanup_interval: float = 60.0
-    max_results: int = 100
-    max_result_bytes: int = 268_435_456
-    cancel_grace: float = 2.0
-
-
-@dataclass
-class _Entry:
-    """One generation with what belongs to it; only `Generations` touches it."""
+    Whoever has it in hand has its images, also when it is forgotten meanwhile.
+    """
 
     snapshot: Watchable[Generation]
-    request_id: str
+    fresh: ImageModel | None
     pngs: tuple[bytes, ...] = ()
     task: asyncio.Task[None] | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def now(self) -> Generation:
+        """The generation as it is now."""
         return self.snapshot.value
+
+    def watch(self) -> AsyncIterator[Generation]:
+        """The generation as it is now, then each newer state up to the last."""
+        return self.snapshot.watch()
+
+    def image(self, index: int) -> tuple[ImageInfo, bytes]:
+        """One image. Raises NotFoundError; ServerBusyError while it is not finished."""
+        if not self.now.state.terminal:
+            raise ServerBusyError(f"Generation {self.now.id} is not complete yet", state=self.now.state.name.lower())
+        if not 0 <= index < len(self.pngs):
+            raise NotFoundError(f"Generation {self.now.id} has no image {index}", generationId=self.now.id)
+        return self.now.images[index], self.pngs[index]
 
 
 class Generations:
@@ -136,10 +83,10 @@ class Generations:
         self, engine: Engine, calibration: Calibration, limits: Limits, now: Callable[[], float] = time.time
     ) -> None:
         self._engine, self._calibration, self._limits, self._now = engine, calibration, limits, now
-        self._entries: dict[str, _Entry] = {}
-        self._by_request: dict[str, str] = {}
-        self._waiting: deque[_Entry] = deque()
-        self._running: _Entry | None = None
+        self._entries: dict[str, Kept] = {}
+        self._made: RequestIds[Kept] = RequestIds()
+        self._waiting: deque[Kept] = deque()
+        self._running: Kept | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -154,20 +101,42 @@ class Generations:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
-        await self.cancel_all()
+        if self._running is not None:  # there will be no next image: no need to spare the loaded model
+            await to_the_end(self.stop_engine())
         self.end_watches()
 
     async def create(self, spec: GenerationSpec, request_id: str = "") -> Generation:
         """Accept a generation; a known `request_id` returns the one that it made.
 
-        Raises ServerBusyError, ServerError (the engine was stopped), ModelNotFoundError (none to draw with).
+        Raises ServerBusyError, ServerError (the engine was stopped), ModelNotFoundError (none to draw with),
+        InvalidRequestError (a request id that is too long).
         """
-        if known := self._known(request_id):
-            return known
-        model = await self._engine.selected()
-        # From here to the end there is no await: what is checked is still so when it is acted on.
-        if known := self._known(request_id):
-            return known
+        return (await self._accept(spec, request_id)).now
+
+    @asynccontextmanager
+    async def made_for(self, spec: GenerationSpec) -> AsyncIterator[Kept]:
+        """A generation for one caller alone: when the block ends it is cancelled, if it isn't finished, and forgotten.
+        Its images are there for as long as the block, whoever forgets it meanwhile. Raises what `create` raises."""
+        entry = await self._accept(spec, "")
+        try:
+            yield entry
+        finally:
+            await to_the_end(self._discard(entry))
+
+    async def _accept(self, spec: GenerationSpec, request_id: str) -> Kept:
+        check_request_id(request_id)
+        while True:
+            if (known := self._made.known(request_id)) is not None:
+                return known
+            settings = self._engine.settings
+            model = await self._engine.next_model()
+            # From here to the end there is no await: what is checked is still so when it is acted on.
+            if (known := self._made.known(request_id)) is not None:
+                return known
+            if self._engine.settings == settings:  # else the model is not the one that would draw now
+                return self._register(spec, request_id, model)
+
+    def _register(self, spec: GenerationSpec, request_id: str, model: ImageModel) -> Kept:
         if self._closing:
             raise ServerError("The image worker is shutting down.")
         if self._running is not None and len(self._waiting) >= self._limits.queue_depth:
@@ -177,13 +146,14 @@ class Generations:
             )
         now = self._now()
         identity = f"gen_{int(now * 1000)}_{secrets.token_hex(8)}"
-        entry = _Entry(Watchable(Generation(identity, spec, model.model_id, now, now)), request_id)
+        entry = Kept(Watchable(Generation(identity, spec, model.id, now, now)), model)
         self._entries[identity] = entry
-        if request_id:
-            self._by_request[request_id] = identity
+        self._made.remember(request_id, entry)
         self._waiting.append(entry)
         self._take_turns()
-        return entry.now
+        if entry is not self._running:
+            entry.fresh = None  # when its turn comes, the default may be another
+        return entry
 
     def get(self, identity: str) -> Generation:
         """Return a generation. Raises NotFoundError."""
@@ -195,7 +165,7 @@ class Generations:
 
     def watch(self, identity: str) -> AsyncIterator[Generation]:
         """A generation as it is now, then each newer state up to the last. Raises NotFoundError."""
-        return self._entry(identity).snapshot.watch()
+        return self._entry(identity).watch()
 
     async def cancel(self, identity: str) -> Generation:
         """Cancel a generation and return when nothing computes for it any more.
@@ -213,34 +183,36 @@ class Generations:
 
     async def delete(self, identity: str) -> None:
         """Forget a generation and its images, cancelling it first where it is not finished. Raises NotFoundError."""
-        entry = self._entry(identity)
+        await self._discard(self._entry(identity))
+
+    async def _discard(self, entry: Kept) -> None:
         if not entry.now.state.terminal:
             await self._cancel(entry)
         self._forget(entry)
 
     def image(self, identity: str, index: int) -> tuple[ImageInfo, bytes]:
         """One image of a complete generation. Raises NotFoundError; ServerBusyError while it is not finished."""
-        entry = self._entry(identity)
-        if not entry.now.state.terminal:
-            raise ServerBusyError(f"Generation {identity} is not complete yet", state=entry.now.state.name.lower())
-        if not 0 <= index < len(entry.pngs):
-            raise NotFoundError(f"Generation {identity} has no image {index}", generationId=identity)
-        return entry.now.images[index], entry.pngs[index]
+        return self._entry(identity).image(index)
 
     async def stop_engine(self) -> EngineInfo:
-        """Cancel everything, free the memory, and refuse generations until the engine is started."""
-        return await to_the_end(self._stop_engine())
+        """Cancel everything, free the memory, and refuse generations until the engine is started.
 
-    async def _stop_engine(self) -> EngineInfo:
-        self._engine.refuse()
-        await self.cancel_all()
-        return await self._engine.stop()
+        All of that is done at once, also where the caller leaves; who stays waits until the engine is gone.
+        """
+        cancelled = self._cancel_everything()
+        stopped = self._engine.stop()
+        for entry in cancelled:
+            await entry.done.wait()
+        return await stopped
 
-    async def cancel_all(self) -> None:
-        """Cancel everything that is not finished."""
-        for entry in list(self._entries.values()):
-            if not entry.now.state.terminal:
-                await self._cancel(entry)
+    def _cancel_everything(self) -> list[Kept]:
+        """Begin to cancel what is not finished; returns what takes a while."""
+        while self._waiting:
+            self._finish(self._waiting.popleft(), State.CANCELLED)
+        if self._running is None:
+            return []
+        self._cancel_task(self._running)
+        return [self._running]
 
     def end_watches(self) -> None:
         """End the watches of generations that are not finished; the service is going away."""
@@ -259,20 +231,15 @@ class Generations:
             await asyncio.sleep(self._limits.cleanup_interval)
             self.sweep()
 
-    def _known(self, request_id: str) -> Generation | None:
-        identity = self._by_request.get(request_id) if request_id else None
-        return self._entries[identity].now if identity else None
-
-    def _entry(self, identity: str) -> _Entry:
+    def _entry(self, identity: str) -> Kept:
         entry = self._entries.get(identity)
         if entry is None:
             raise NotFoundError("Generation not found", generationId=identity[:100])
         return entry
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: Kept) -> None:
         self._entries.pop(entry.now.id, None)
-        if entry.request_id:
-            self._by_request.pop(entry.request_id, None)
+        self._made.forget(lambda made: made is entry)
 
     def _take_turns(self) -> None:
         """Give the engine to the next one that waits, and tell the others their place."""
@@ -283,32 +250,38 @@ class Generations:
         for place, entry in enumerate(self._waiting):
             self._update(entry, queue_position=place + 1)
 
-    async def _cancel(self, entry: _Entry) -> None:
+    async def _cancel(self, entry: Kept) -> None:
         if entry in self._waiting:
             self._waiting.remove(entry)
             self._finish(entry, State.CANCELLED)
             self._take_turns()
-        elif entry.task is not None:
-            entry.task.cancel()
+        else:
+            self._cancel_task(entry)
             await entry.done.wait()
 
-    async def _run(self, entry: _Entry) -> None:
+    def _cancel_task(self, entry: Kept) -> None:
+        if entry.task is not None:
+            entry.task.cancel()
+
+    async def _run(self, entry: Kept) -> None:
         """The turn of one generation: gets the engine, draws, and settles it; `_turn_over` does what remains."""
         began = time.monotonic()
+        drawing = Drawing(
+            self._engine,
+            self._calibration,
+            entry.now.spec,
+            self._limits.cancel_grace,
+            partial(self._show, entry),
+            lambda model_id: self._update(entry, model_id=model_id),
+        )
         try:
-            with self._engine.use() as use:
-                config = await self._engine.selected()
-                expected = self._calibration.expect(config.model_id, config.variant, entry.now.spec)
-                tracker = Tracker(entry.now.spec, expected)
-                self._update(entry, state=State.IN_PROGRESS, model_id=config.model_id, progress=tracker.progress())
-                images = await self._draw(entry, tracker)
-                self._complete(entry, images, time.monotonic() - began)
-                use.made = _size(entry)
-                self._calibration.learn(config.model_id, config.variant, entry.now.spec, self._measured(tracker))
+            assumed = Assumption(entry.now.model_id, self._engine.settings.variant, entry.fresh)
+            self._update(entry, state=State.IN_PROGRESS)
+            await drawing.draw(assumed, lambda images: self._complete(entry, images, time.monotonic() - began))
         except DomainError as error:
             self._finish(entry, State.ERROR, progress=None, failure=Failure(error.reason, error.message, error.facts))
 
-    def _turn_over(self, entry: _Entry, task: asyncio.Task[None]) -> None:
+    def _turn_over(self, entry: Kept, task: asyncio.Task[None]) -> None:
         """Settle what the turn left open and give the engine to the next one.
 
         A task that is cancelled before its first step never runs at all, so this can't be a `finally` in it.
@@ -322,83 +295,15 @@ class Generations:
         self._take_turns()
         entry.done.set()
 
-    async def _draw(self, entry: _Entry, tracker: Tracker) -> list[ImageEvent]:
-        ticker = asyncio.create_task(self._tick(entry, tracker), name="generation ticker")
-        try:
-            return await self._load_and_generate(entry, tracker)
-        finally:
-            ticker.cancel()
-            await asyncio.wait([ticker])
-
-    async def _load_and_generate(self, entry: _Entry, tracker: Tracker) -> list[ImageEvent]:
-        follower = asyncio.create_task(self._follow_load(entry, tracker), name="generation load follower")
-        try:
-            process = await self._engine.ready(_size(entry))
-        except asyncio.CancelledError:
-            await to_the_end(self._engine.abandon_load())
-            raise
-        finally:
-            follower.cancel()
-            await asyncio.wait([follower])
-        tracker.loaded()
-        self._show(entry, tracker)
-        images: list[ImageEvent] = []
-        try:
-            async with aclosing(process.generate(entry.now.spec)) as events:
-                async for event in events:
-                    self._take(event, tracker, images)
-                    self._show(entry, tracker)
-                    await asyncio.sleep(0)  # where several events came at once, watchers see the end of a stage as well
-        except asyncio.CancelledError:
-            await to_the_end(self._interrupt(process))
-            raise
-        if len(images) != entry.now.spec.count:
-            raise BackendError(f"The image engine made {len(images)} of {entry.now.spec.count} images.")
-        return images
-
-    async def _interrupt(self, process: EngineProcess) -> None:
-        if self._closing:  # there will be no next image: no need to spare the loaded model
-            await self._engine.stop()
-        else:
-            await self._engine.interrupt(process, self._limits.cancel_grace)
-
-    def _take(self, event: JobEvent, tracker: Tracker, images: list[ImageEvent]) -> None:
-        match event:
-            case StageEvent(Stage.DECODING, image, _, _):
-                tracker.decoding(image)
-            case StageEvent(_, image, step, steps):
-                tracker.diffusion(image, step, steps)
-            case ImageEvent():
-                images.append(event)
-
-    async def _follow_load(self, entry: _Entry, tracker: Tracker) -> None:
-        async with self._engine.loading() as lives:
-            async for life in lives:
-                if life.state is EngineState.STARTING and life.pid is not None:  # before that it waits for memory
-                    tracker.loading(life.loaded, life.to_load)
-                    self._show(entry, tracker)
-
-    def _measured(self, tracker: Tracker) -> Timings:
-        """What the stages took. That of loading leaves out the wait for memory, which says nothing of the next time."""
-        measured, load_seconds = tracker.measured(), self._engine.info.value.life.load_seconds
-        if math.isnan(measured.load) or load_seconds is None:
-            return measured
-        return replace(measured, load=load_seconds)
-
-    async def _tick(self, entry: _Entry, tracker: Tracker) -> None:
-        while True:
-            await asyncio.sleep(TICK)
-            self._show(entry, tracker)
-
-    def _show(self, entry: _Entry, tracker: Tracker) -> None:
+    def _show(self, entry: Kept, progress: Progress) -> None:
         """Tell how far it is, where that is worth telling; what is left out, the next look at the clock tells."""
-        progress, shown = tracker.progress(), entry.now.progress
+        shown = entry.now.progress
         elsewhere = shown is None or (shown.stage, shown.current_image) != (progress.stage, progress.current_image)
         last = progress.current_step == progress.total_steps
         if elsewhere or last or abs(self._now() - entry.now.updated_at) >= SHOWN_EVERY:
             self._update(entry, progress=progress)
 
-    def _complete(self, entry: _Entry, images: list[ImageEvent], seconds: float) -> None:
+    def _complete(self, entry: Kept, images: list[ImageEvent], seconds: float) -> None:
         entry.pngs = tuple(image.png for image in images)
         infos = tuple(
             ImageInfo(
@@ -416,7 +321,7 @@ class Generations:
         self._finish(entry, State.COMPLETE, images=infos, seconds=seconds, progress=progress)
         self._make_room(entry)
 
-    def _make_room(self, newest: _Entry) -> None:
+    def _make_room(self, newest: Kept) -> None:
         """Forget the oldest results beyond the bounds, never the newest one."""
         finished = [entry for entry in self._entries.values() if entry.now.state.terminal and entry is not newest]
         size = sum(len(png) for entry in [*finished, newest] for png in entry.pngs)
@@ -428,15 +333,11 @@ class Generations:
             number -= 1
             size -= sum(len(png) for png in entry.pngs)
 
-    def _update(self, entry: _Entry, **changes: object) -> None:
+    def _update(self, entry: Kept, **changes: object) -> None:
         changed = replace(entry.now, **changes)  # type: ignore[arg-type]
         if changed != entry.now and not entry.now.state.terminal:
             entry.snapshot.set(replace(changed, updated_at=self._now()))
 
-    def _finish(self, entry: _Entry, state: State, **changes: object) -> None:
+    def _finish(self, entry: Kept, state: State, **changes: object) -> None:
         self._update(entry, state=state, queue_position=0, expires_at=self._now() + self._limits.result_ttl, **changes)
         entry.snapshot.close()
-
-
-def _size(entry: _Entry) -> Size:
-    return Size(entry.now.spec.width, entry.now.spec.height)

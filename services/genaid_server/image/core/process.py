@@ -5,52 +5,24 @@ import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
+from genaid_server.image.core.settings import WHOLE, EngineConfig
 from genaid_server.image.core.spec import GenerationSpec
 from genaid_server.kit.errors import BackendError
 from genaid_server.supervision import frames
 from genaid_server.supervision.child import Child, child
 from genaid_server.supervision.logbook import Level, LineSplitter, Logbook, guess_level
 from genaid_server.supervision.process import MAX_REASON, engine_environment, with_last_lines
-from genaid_server.supervision.supervisor import Report
 
 BUILT_IN: Final = (sys.executable, "-P", "-m", "genaid_server.engines.image")
-WHOLE: Final = "model"  # what the only file of a model is to it
 LAST_LINES: Final = 10
 
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How the engine computes; see the contract. `max_vram_bytes` 0 is no limit."""
-
-    flash_attention: bool = False
-    offload_to_cpu: bool = False
-    clip_on_cpu: bool = False
-    vae_on_cpu: bool = False
-    vae_tiling: bool = False
-    memory_map: bool = False
-    max_vram_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """What a life of the engine needs to know: two lives with equal configurations are the same to callers.
-
-    `files` are the model's files with what each is to it: one `model`, or several components, the diffusion model
-    first.
-    """
-
-    model_id: str
-    model_name: str
-    files: tuple[tuple[str, Path], ...]
-    threads: int
-    options: EngineOptions = EngineOptions()
-    variant: str = "cpu"
+type Report = Callable[[int, int], None]
+"""Told by an engine that loads how many parts of how many are loaded."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +72,11 @@ class EngineProcess:
         self._broken = ""
 
     @property
+    def config(self) -> EngineConfig:
+        """What it was started with."""
+        return self._config
+
+    @property
     def pid(self) -> int:
         """Process id of the child."""
         return self._process.pid
@@ -117,7 +94,7 @@ class EngineProcess:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not self._loaded.done():
                 raise BackendError(
-                    f"The image engine died while loading {self._config.model_id}: {await self.exited()}"
+                    f"The image engine died while loading {self._config.model.id}: {await self.exited()}"
                 )
             self._loaded.result()
         finally:
@@ -139,7 +116,7 @@ class EngineProcess:
         child dies.
         """
         self._job = f"{next(self._jobs)}"
-        job = {**asdict(spec), "sampler": spec.sampler.value, "model_name": self._config.model_name}
+        job = {**asdict(spec), "sampler": spec.sampler.value, "model_name": self._config.model.name}
         self._send({"op": "generate", "job": self._job, **job})
         while (frame := await self._next_event()) is not None:
             header = frame.header
@@ -195,7 +172,7 @@ class EngineProcess:
     def attach(self, process: Child) -> None:
         """Take the started child and have it load the model."""
         self._child = process
-        files = {component: str(path) for component, path in self._config.files}
+        files = {component: str(path) for component, path in self._config.model.files}
         self._send(
             {
                 "op": "load",
@@ -242,7 +219,7 @@ class EngineProcess:
                     self._loaded.set_result(None)
             case "failed":
                 if not self._loaded.done():
-                    message = f"The model {self._config.model_id} could not be loaded: {header['message']}"
+                    message = f"The model {self._config.model.id} could not be loaded: {header['message']}"
                     self._loaded.set_exception(BackendError(message[:MAX_REASON]))
             case "stage" | "image" | "done" | "cancelled" | "error" if isinstance(header["job"], str):
                 self._events.put_nowait(frame)

@@ -3,13 +3,16 @@
 from genaid.resource.v1 import orchestration_pb2
 from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.resource.convert.llm import serving_to_pb
+from genaid_server.resource.convert.models import file_to_pb
 from genaid_server.resource.convert.system import config_to_pb
 from genaid_server.resource.core.fitting.footprint import MemoryKind
 from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE
+from genaid_server.resource.core.leases.images import ImageLeaseRequest
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, Placement, State
 from genaid_server.resource.core.leases.plan import Departure, Kind, Plan
 from genaid_server.resource.core.leases.ways import CPU, ImageNeed
 from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
+from genaid_server.resource.core.store.model import Model
 
 _MEMORY_KINDS = {each: orchestration_pb2.MemoryKind.Value(f"MEMORY_KIND_{each.name}") for each in MemoryKind}
 _TENANT_KINDS = {each: orchestration_pb2.TenantKind.Value(f"TENANT_KIND_{each.name}") for each in Kind}
@@ -33,6 +36,15 @@ def need_from_pb(need: orchestration_pb2.ImageNeed) -> ImageNeed:
     )
 
 
+def image_model_to_pb(model: Model) -> orchestration_pb2.ImageModel:
+    """A diffusion model, for who opens it."""
+    return orchestration_pb2.ImageModel(id=model.id, name=model.name, files=[file_to_pb(file) for file in model.files])
+
+
+def _model_of(request: LeaseRequest) -> orchestration_pb2.ImageModel | None:
+    return image_model_to_pb(request.model) if isinstance(request, ImageLeaseRequest) else None
+
+
 def lease_to_pb(lease: Lease) -> orchestration_pb2.Lease:
     """A lease, for its holder and for lists."""
     request = lease.request
@@ -50,6 +62,7 @@ def lease_to_pb(lease: Lease) -> orchestration_pb2.Lease:
         create_time=time_to_pb(lease.created_at),
         reclaim_after=duration_to_pb(lease.reclaim_after) if lease.reclaim_after is not None else None,
         placement=_placement_to_pb(placement) if placement else None,
+        image_model=_model_of(request),
     )
 
 
@@ -72,6 +85,7 @@ def plan_to_pb(request: LeaseRequest, plan: Plan) -> orchestration_pb2.PlanImage
         vram_bytes=request.amount.vram,
         measured=request.measured,
         model_id=request.model_id,
+        image_model=_model_of(request),
     )
 
 

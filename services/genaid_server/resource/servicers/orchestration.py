@@ -17,8 +17,6 @@ from genaid_server.resource.core.llm.engine import LlmEngine
 from genaid_server.resource.servicers.context import Context
 from genaid_server.resource.servicers.llm_engines import engine_meant
 
-_SOMEBODY = "image"  # who would hold the lease of a plan, where no image engine holds one
-
 
 class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer):
     """OrchestrationService."""
@@ -26,11 +24,20 @@ class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer)
     def __init__(self, leases: Leases, needs: ImageNeeds, llm: LlmEngine) -> None:
         self._leases, self._needs, self._llm = leases, needs, llm
 
+    async def ResolveImageModel(  # noqa: N802
+        self, request: orchestration_pb2.ResolveImageModelRequest, context: Context
+    ) -> orchestration_pb2.ResolveImageModelResponse:
+        """Which model is meant."""
+        if request.tenant_id:
+            self._needs.chosen(request.tenant_id, request.model_id)
+        model = self._needs.model(request.model_id)
+        return orchestration_pb2.ResolveImageModelResponse(model=convert.image_model_to_pb(model))
+
     async def PlanImageGeneration(  # noqa: N802
         self, request: orchestration_pb2.PlanImageGenerationRequest, context: Context
     ) -> orchestration_pb2.PlanImageGenerationResponse:
         """What an image would take."""
-        asked = await self._needs.request(_SOMEBODY, convert.need_from_pb(request.need))
+        asked = await self._needs.next_image(convert.need_from_pb(request.need))
         asked = replace(asked, tenant_id=_holder(self._leases.present(), asked))
         return convert.plan_to_pb(asked, await self._leases.plan(asked))
 

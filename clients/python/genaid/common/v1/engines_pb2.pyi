@@ -65,9 +65,11 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     STOP_REASON_STOPPED: _StopReason.ValueType  # 2
     """Somebody stopped it. It stays so until somebody starts it."""
     STOP_REASON_UNLOADED_WHEN_IDLE: _StopReason.ValueType  # 3
-    """It had no work: it was idle for as long as it is kept, or somebody else needed its memory. Work loads it again."""
+    """It had no work for as long as it is kept. Work loads it again."""
     STOP_REASON_OFFLOADED: _StopReason.ValueType  # 4
-    """It made room for another engine, and comes back by itself, also where that has failed before."""
+    """It made room for another engine. An LLM comes back by itself, also where that has failed before; work loads the image
+    engine again.
+    """
     STOP_REASON_REFUSED_FOR_MEMORY: _StopReason.ValueType  # 5
     """There was too little memory for it when it was to be loaded last: INSUFFICIENT_RESOURCES."""
     STOP_REASON_CRASHED: _StopReason.ValueType  # 6
@@ -83,9 +85,11 @@ STOP_REASON_NEVER_STARTED: StopReason.ValueType  # 1
 STOP_REASON_STOPPED: StopReason.ValueType  # 2
 """Somebody stopped it. It stays so until somebody starts it."""
 STOP_REASON_UNLOADED_WHEN_IDLE: StopReason.ValueType  # 3
-"""It had no work: it was idle for as long as it is kept, or somebody else needed its memory. Work loads it again."""
+"""It had no work for as long as it is kept. Work loads it again."""
 STOP_REASON_OFFLOADED: StopReason.ValueType  # 4
-"""It made room for another engine, and comes back by itself, also where that has failed before."""
+"""It made room for another engine. An LLM comes back by itself, also where that has failed before; work loads the image
+engine again.
+"""
 STOP_REASON_REFUSED_FOR_MEMORY: StopReason.ValueType  # 5
 """There was too little memory for it when it was to be loaded last: INSUFFICIENT_RESOURCES."""
 STOP_REASON_CRASHED: StopReason.ValueType  # 6

@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgenaid/image/v1/engine.proto\x12\x0fgenaid.image.v1\x1a\x1egenaid/common/v1/engines.proto\x1a\x1bgenaid/common/v1/logs.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\rEngineOptions\x12\x17\n\x0f\x66lash_attention\x18\x01 \x01(\x08\x12\x16\n\x0eoffload_to_cpu\x18\x02 \x01(\x08\x12\x13\n\x0b\x63lip_on_cpu\x18\x03 \x01(\x08\x12\x12\n\nvae_on_cpu\x18\x04 \x01(\x08\x12\x12\n\nvae_tiling\x18\x05 \x01(\x08\x12\x12\n\nmemory_map\x18\x06 \x01(\x08\x12\x1b\n\x0emax_vram_bytes\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_max_vram_bytes\"\xc1\x04\n\x06\x45ngine\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.genaid.common.v1.ServerState\x12-\n\x06health\x18\x02 \x01(\x0e\x32\x1d.genaid.common.v1.HealthState\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x08\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x10\n\x03pid\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07threads\x18\x08 \x01(\x05\x12/\n\x07options\x18\t \x01(\x0b\x32\x1e.genaid.image.v1.EngineOptions\x12-\n\nkeep_alive\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08restarts\x18\x0b \x01(\x05\x12\x12\n\nlast_error\x18\x0c \x01(\t\x12\x17\n\x0fload_percentage\x18\r \x01(\x01\x12\x0f\n\x07variant\x18\x0f \x01(\t\x12\x11\n\taccepting\x18\x10 \x01(\x08\x12\x31\n\nlast_event\x18\x11 \x01(\x0e\x32\x1d.genaid.common.v1.EngineEvent\x12\x31\n\x0bstop_reason\x18\x12 \x01(\x0e\x32\x1c.genaid.common.v1.StopReasonB\x06\n\x04_pidJ\x04\x08\x0e\x10\x0f\"\xcd\x01\n\x12StartEngineRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07threads\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12/\n\x07options\x18\x03 \x01(\x0b\x32\x1e.genaid.image.v1.EngineOptions\x12-\n\nkeep_alive\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07replace\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\n\n\x08_threads\">\n\x13StartEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x13\n\x11StopEngineRequest\"=\n\x12StopEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x12\n\x10GetEngineRequest\"<\n\x11GetEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x14\n\x12WatchEngineRequest\">\n\x13WatchEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"/\n\x0fListLogsRequest\x12\x12\n\x05lines\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_lines\"?\n\x10ListLogsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.genaid.common.v1.LogEntry\"?\n\x0fTailLogsRequest\x12\x1a\n\rfrom_sequence\x18\x01 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_from_sequence\"?\n\x10TailLogsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.genaid.common.v1.LogEntry\"\x12\n\x10\x43learLogsRequest\"\x13\n\x11\x43learLogsResponse2\xe8\x04\n\rEngineService\x12X\n\x0bStartEngine\x12#.genaid.image.v1.StartEngineRequest\x1a$.genaid.image.v1.StartEngineResponse\x12U\n\nStopEngine\x12\".genaid.image.v1.StopEngineRequest\x1a#.genaid.image.v1.StopEngineResponse\x12R\n\tGetEngine\x12!.genaid.image.v1.GetEngineRequest\x1a\".genaid.image.v1.GetEngineResponse\x12Z\n\x0bWatchEngine\x12#.genaid.image.v1.WatchEngineRequest\x1a$.genaid.image.v1.WatchEngineResponse0\x01\x12O\n\x08ListLogs\x12 .genaid.image.v1.ListLogsRequest\x1a!.genaid.image.v1.ListLogsResponse\x12Q\n\x08TailLogs\x12 .genaid.image.v1.TailLogsRequest\x1a!.genaid.image.v1.TailLogsResponse0\x01\x12R\n\tClearLogs\x12!.genaid.image.v1.ClearLogsRequest\x1a\".genaid.image.v1.ClearLogsResponseB\xa8\x01\n\x0fgenaid.image.v1B\x0b\x45ngineProtoP\x01Z\x17genaid/image/v1;imagev1\xa2\x02\x0bGenaidImage\xaa\x02\x0fGenaid.Image.V1\xba\x02\x0bGenaidImage\xca\x02\x0fGenaid\\Image\\V1\xe2\x02\x18Genaid\\Image\\V1\\Metadata\xea\x02\x11Genaid::Image::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgenaid/image/v1/engine.proto\x12\x0fgenaid.image.v1\x1a\x1egenaid/common/v1/engines.proto\x1a\x1bgenaid/common/v1/logs.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\rEngineOptions\x12\x17\n\x0f\x66lash_attention\x18\x01 \x01(\x08\x12\x16\n\x0eoffload_to_cpu\x18\x02 \x01(\x08\x12\x13\n\x0b\x63lip_on_cpu\x18\x03 \x01(\x08\x12\x12\n\nvae_on_cpu\x18\x04 \x01(\x08\x12\x12\n\nvae_tiling\x18\x05 \x01(\x08\x12\x12\n\nmemory_map\x18\x06 \x01(\x08\x12\x1b\n\x0emax_vram_bytes\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_max_vram_bytes\"\xd7\x04\n\x06\x45ngine\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.genaid.common.v1.ServerState\x12-\n\x06health\x18\x02 \x01(\x0e\x32\x1d.genaid.common.v1.HealthState\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x08\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x10\n\x03pid\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07threads\x18\x08 \x01(\x05\x12/\n\x07options\x18\t \x01(\x0b\x32\x1e.genaid.image.v1.EngineOptions\x12-\n\nkeep_alive\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08restarts\x18\x0b \x01(\x05\x12\x12\n\nlast_error\x18\x0c \x01(\t\x12\x17\n\x0fload_percentage\x18\r \x01(\x01\x12\x0f\n\x07variant\x18\x0f \x01(\t\x12\x11\n\taccepting\x18\x10 \x01(\x08\x12\x31\n\nlast_event\x18\x11 \x01(\x0e\x32\x1d.genaid.common.v1.EngineEvent\x12\x31\n\x0bstop_reason\x18\x12 \x01(\x0e\x32\x1c.genaid.common.v1.StopReason\x12\x14\n\x0cmodel_chosen\x18\x13 \x01(\x08\x42\x06\n\x04_pidJ\x04\x08\x0e\x10\x0f\"\xcd\x01\n\x12StartEngineRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07threads\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12/\n\x07options\x18\x03 \x01(\x0b\x32\x1e.genaid.image.v1.EngineOptions\x12-\n\nkeep_alive\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07replace\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\n\n\x08_threads\">\n\x13StartEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x13\n\x11StopEngineRequest\"=\n\x12StopEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x12\n\x10GetEngineRequest\"<\n\x11GetEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"\x14\n\x12WatchEngineRequest\">\n\x13WatchEngineResponse\x12\'\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x17.genaid.image.v1.Engine\"/\n\x0fListLogsRequest\x12\x12\n\x05lines\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_lines\"?\n\x10ListLogsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.genaid.common.v1.LogEntry\"?\n\x0fTailLogsRequest\x12\x1a\n\rfrom_sequence\x18\x01 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_from_sequence\"?\n\x10TailLogsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.genaid.common.v1.LogEntry\"\x12\n\x10\x43learLogsRequest\"\x13\n\x11\x43learLogsResponse2\xe8\x04\n\rEngineService\x12X\n\x0bStartEngine\x12#.genaid.image.v1.StartEngineRequest\x1a$.genaid.image.v1.StartEngineResponse\x12U\n\nStopEngine\x12\".genaid.image.v1.StopEngineRequest\x1a#.genaid.image.v1.StopEngineResponse\x12R\n\tGetEngine\x12!.genaid.image.v1.GetEngineRequest\x1a\".genaid.image.v1.GetEngineResponse\x12Z\n\x0bWatchEngine\x12#.genaid.image.v1.WatchEngineRequest\x1a$.genaid.image.v1.WatchEngineResponse0\x01\x12O\n\x08ListLogs\x12 .genaid.image.v1.ListLogsRequest\x1a!.genaid.image.v1.ListLogsResponse\x12Q\n\x08TailLogs\x12 .genaid.image.v1.TailLogsRequest\x1a!.genaid.image.v1.TailLogsResponse0\x01\x12R\n\tClearLogs\x12!.genaid.image.v1.ClearLogsRequest\x1a\".genaid.image.v1.ClearLogsResponseB\xa8\x01\n\x0fgenaid.image.v1B\x0b\x45ngineProtoP\x01Z\x17genaid/image/v1;imagev1\xa2\x02\x0bGenaidImage\xaa\x02\x0fGenaid.Image.V1\xba\x02\x0bGenaidImage\xca\x02\x0fGenaid\\Image\\V1\xe2\x02\x18Genaid\\Image\\V1\\Metadata\xea\x02\x11Genaid::Image::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,35 +39,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENGINEOPTIONS']._serialized_start=176
   _globals['_ENGINEOPTIONS']._serialized_end=369
   _globals['_ENGINE']._serialized_start=372
-  _globals['_ENGINE']._serialized_end=949
-  _globals['_STARTENGINEREQUEST']._serialized_start=952
-  _globals['_STARTENGINEREQUEST']._serialized_end=1157
-  _globals['_STARTENGINERESPONSE']._serialized_start=1159
-  _globals['_STARTENGINERESPONSE']._serialized_end=1221
-  _globals['_STOPENGINEREQUEST']._serialized_start=1223
-  _globals['_STOPENGINEREQUEST']._serialized_end=1242
-  _globals['_STOPENGINERESPONSE']._serialized_start=1244
-  _globals['_STOPENGINERESPONSE']._serialized_end=1305
-  _globals['_GETENGINEREQUEST']._serialized_start=1307
-  _globals['_GETENGINEREQUEST']._serialized_end=1325
-  _globals['_GETENGINERESPONSE']._serialized_start=1327
-  _globals['_GETENGINERESPONSE']._serialized_end=1387
-  _globals['_WATCHENGINEREQUEST']._serialized_start=1389
-  _globals['_WATCHENGINEREQUEST']._serialized_end=1409
-  _globals['_WATCHENGINERESPONSE']._serialized_start=1411
-  _globals['_WATCHENGINERESPONSE']._serialized_end=1473
-  _globals['_LISTLOGSREQUEST']._serialized_start=1475
-  _globals['_LISTLOGSREQUEST']._serialized_end=1522
-  _globals['_LISTLOGSRESPONSE']._serialized_start=1524
-  _globals['_LISTLOGSRESPONSE']._serialized_end=1587
-  _globals['_TAILLOGSREQUEST']._serialized_start=1589
-  _globals['_TAILLOGSREQUEST']._serialized_end=1652
-  _globals['_TAILLOGSRESPONSE']._serialized_start=1654
-  _globals['_TAILLOGSRESPONSE']._serialized_end=1717
-  _globals['_CLEARLOGSREQUEST']._serialized_start=1719
-  _globals['_CLEARLOGSREQUEST']._serialized_end=1737
-  _globals['_CLEARLOGSRESPONSE']._serialized_start=1739
-  _globals['_CLEARLOGSRESPONSE']._serialized_end=1758
-  _globals['_ENGINESERVICE']._serialized_start=1761
-  _globals['_ENGINESERVICE']._serialized_end=2377
+  _globals['_ENGINE']._serialized_end=971
+  _globals['_STARTENGINEREQUEST']._serialized_start=974
+  _globals['_STARTENGINEREQUEST']._serialized_end=1179
+  _globals['_STARTENGINERESPONSE']._serialized_start=1181
+  _globals['_STARTENGINERESPONSE']._serialized_end=1243
+  _globals['_STOPENGINEREQUEST']._serialized_start=1245
+  _globals['_STOPENGINEREQUEST']._serialized_end=1264
+  _globals['_STOPENGINERESPONSE']._serialized_start=1266
+  _globals['_STOPENGINERESPONSE']._serialized_end=1327
+  _globals['_GETENGINEREQUEST']._serialized_start=1329
+  _globals['_GETENGINEREQUEST']._serialized_end=1347
+  _globals['_GETENGINERESPONSE']._serialized_start=1349
+  _globals['_GETENGINERESPONSE']._serialized_end=1409
+  _globals['_WATCHENGINEREQUEST']._serialized_start=1411
+  _globals['_WATCHENGINEREQUEST']._serialized_end=1431
+  _globals['_WATCHENGINERESPONSE']._serialized_start=1433
+  _globals['_WATCHENGINERESPONSE']._serialized_end=1495
+  _globals['_LISTLOGSREQUEST']._serialized_start=1497
+  _globals['_LISTLOGSREQUEST']._serialized_end=1544
+  _globals['_LISTLOGSRESPONSE']._serialized_start=1546
+  _globals['_LISTLOGSRESPONSE']._serialized_end=1609
+  _globals['_TAILLOGSREQUEST']._serialized_start=1611
+  _globals['_TAILLOGSREQUEST']._serialized_end=1674
+  _globals['_TAILLOGSRESPONSE']._serialized_start=1676
+  _globals['_TAILLOGSRESPONSE']._serialized_end=1739
+  _globals['_CLEARLOGSREQUEST']._serialized_start=1741
+  _globals['_CLEARLOGSREQUEST']._serialized_end=1759
+  _globals['_CLEARLOGSRESPONSE']._serialized_start=1761
+  _globals['_CLEARLOGSRESPONSE']._serialized_end=1780
+  _globals['_ENGINESERVICE']._serialized_start=1783
+  _globals['_ENGINESERVICE']._serialized_end=2399
 # @@protoc_insertion_point(module_scope)

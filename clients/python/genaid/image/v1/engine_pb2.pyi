@@ -93,6 +93,7 @@ class Engine(_message.Message):
     ACCEPTING_FIELD_NUMBER: _builtins.int
     LAST_EVENT_FIELD_NUMBER: _builtins.int
     STOP_REASON_FIELD_NUMBER: _builtins.int
+    MODEL_CHOSEN_FIELD_NUMBER: _builtins.int
     state: _engines_pb2.ServerState.ValueType
     """Where it is in its life. One that crashed is started again by the next generation."""
     health: _engines_pb2.HealthState.ValueType
@@ -100,7 +101,7 @@ class Engine(_message.Message):
     busy: _builtins.bool
     """Whether it is in the middle of an image."""
     model_id: _builtins.str
-    """The selected model; empty before the first one is selected."""
+    """The model that is loaded or being loaded, else the one that was chosen; empty where the next image decides."""
     pid: _builtins.int
     """Process id; absent without a process."""
     threads: _builtins.int
@@ -119,6 +120,8 @@ class Engine(_message.Message):
     """What happened last."""
     stop_reason: _engines_pb2.StopReason.ValueType
     """Why it has no process; unspecified while it has one."""
+    model_chosen: _builtins.bool
+    """Whether somebody has chosen the model. Otherwise it is the default one, which is decided anew with each image."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the process was started; absent without a process."""
@@ -155,10 +158,11 @@ class Engine(_message.Message):
         accepting: _builtins.bool = ...,
         last_event: _engines_pb2.EngineEvent.ValueType = ...,
         stop_reason: _engines_pb2.StopReason.ValueType = ...,
+        model_chosen: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "keep_alive", b"keep_alive", "load_duration", b"load_duration", "options", b"options", "pid", b"pid", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "accepting", b"accepting", "busy", b"busy", "health", b"health", "keep_alive", b"keep_alive", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_id", b"model_id", "options", b"options", "pid", b"pid", "restarts", b"restarts", "start_time", b"start_time", "state", b"state", "stop_reason", b"stop_reason", "threads", b"threads", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "accepting", b"accepting", "busy", b"busy", "health", b"health", "keep_alive", b"keep_alive", "last_error", b"last_error", "last_event", b"last_event", "load_duration", b"load_duration", "load_percentage", b"load_percentage", "model_chosen", b"model_chosen", "model_id", b"model_id", "options", b"options", "pid", b"pid", "restarts", b"restarts", "start_time", b"start_time", "state", b"state", "stop_reason", b"stop_reason", "threads", b"threads", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
     _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015
@@ -179,13 +183,17 @@ class StartEngineRequest(_message.Message):
     REPLACE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
-    """The model's id; it must be a diffusion model."""
+    """The model's id; it must be a diffusion model. It is used until another is chosen. Empty: the default one, which is
+    decided anew with each image: the configured one, else the only one that is installed.
+    """
     threads: _builtins.int
     """Threads to compute with: 1 to 512. Absent: chosen from the number of cores."""
     replace: _builtins.bool
     """Whether to stop an engine that runs with other settings first. It never interrupts an image."""
     request_id: _builtins.str
-    """Any text of the caller's, at most 128 characters. A start is idempotent by itself; the id is for the log."""
+    """Any text of the caller's, at most 128 characters. A repeat with the same one returns what the first start returned,
+    and starts nothing, also where the engine was stopped since. Empty: each call is a start of its own.
+    """
     @_builtins.property
     def options(self) -> Global___EngineOptions:
         """How to compute."""

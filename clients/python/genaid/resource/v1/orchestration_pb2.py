@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from genaid.resource.v1 import llm_pb2 as genaid_dot_resource_dot_v1_dot_llm__pb2
+from genaid.resource.v1 import models_pb2 as genaid_dot_resource_dot_v1_dot_models__pb2
 from genaid.resource.v1 import system_pb2 as genaid_dot_resource_dot_v1_dot_system__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&genaid/resource/v1/orchestration.proto\x12\x12genaid.resource.v1\x1a\x1cgenaid/resource/v1/llm.proto\x1a\x1fgenaid/resource/v1/system.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x01\n\tImageNeed\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x17\n\x0f\x66lash_attention\x18\x05 \x01(\x08\x12\x12\n\nvae_tiling\x18\x06 \x01(\x08\x12\x16\n\x0eoffload_to_cpu\x18\x07 \x01(\x08\x12\x13\n\x0b\x63lip_on_cpu\x18\x08 \x01(\x08\x12\x12\n\nvae_on_cpu\x18\t \x01(\x08\x12\x1b\n\x0emax_vram_bytes\x18\n \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_max_vram_bytes\"|\n\x0eImagePlacement\x12\x16\n\x0eoffload_to_cpu\x18\x01 \x01(\x08\x12\x12\n\nvae_tiling\x18\x02 \x01(\x08\x12\x1b\n\x0emax_vram_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_max_vram_bytes\"\xf8\x02\n\x05Lease\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12,\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.genaid.resource.v1.TenantKind\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.genaid.resource.v1.LeaseState\x12\x11\n\tram_bytes\x18\x06 \x01(\x03\x12\x12\n\nvram_bytes\x18\x07 \x01(\x03\x12\x10\n\x08measured\x18\x08 \x01(\x08\x12\x0e\n\x06reason\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rreclaim_after\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\tplacement\x18\x0c \x01(\x0b\x32\".genaid.resource.v1.ImagePlacement\"\x95\x01\n\tDeparture\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.genaid.resource.v1.TenantKind\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x11\n\tram_bytes\x18\x04 \x01(\x03\x12\x12\n\nvram_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\xf7\x03\n\x0cOffloadedLlm\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12-\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12/\n\x07serving\x18\x03 \x01(\x0b\x32\x1e.genaid.resource.v1.LlmServing\x12\x13\n\x0bwas_running\x18\x04 \x01(\x08\x12-\n\tsave_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x35\n\x05phase\x18\x07 \x01(\x0e\x32&.genaid.resource.v1.OffloadedLlm.Phase\x12\x17\n\x0f\x66\x61iled_attempts\x18\x08 \x01(\x05\x12\x12\n\nlast_error\x18\t \x01(\t\x12\x35\n\x11next_attempt_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csaved_tokens\x18\x0b \x01(\x03\"p\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x14\n\x10PHASE_OFFLOADING\x10\x01\x12\x13\n\x0fPHASE_OFFLOADED\x10\x02\x12\x13\n\x0fPHASE_RELOADING\x10\x03\x12\x10\n\x0cPHASE_FAILED\x10\x04\"I\n\x1aPlanImageGenerationRequest\x12+\n\x04need\x18\x01 \x01(\x0b\x32\x1d.genaid.resource.v1.ImageNeed\"\xa3\x03\n\x1bPlanImageGenerationResponse\x12\x1a\n\x12would_need_offload\x18\x01 \x01(\x08\x12\x10\n\x08possible\x18\x02 \x01(\x08\x12\x32\n\nbottleneck\x18\x03 \x01(\x0e\x32\x1e.genaid.resource.v1.MemoryKind\x12\x16\n\x0erequired_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x05 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12\x31\n\ndepartures\x18\x07 \x03(\x0b\x32\x1d.genaid.resource.v1.Departure\x12\x13\n\x0b\x65xplanation\x18\x08 \x01(\t\x12\x12\n\nsuggestion\x18\t \x01(\t\x12\x35\n\tplacement\x18\n \x01(\x0b\x32\".genaid.resource.v1.ImagePlacement\x12\x11\n\tram_bytes\x18\x0b \x01(\x03\x12\x12\n\nvram_bytes\x18\x0c \x01(\x03\x12\x10\n\x08measured\x18\r \x01(\x08\x12\x10\n\x08model_id\x18\x0e \x01(\t\"<\n\x16GetOffloadedLlmRequest\x12\x15\n\x08model_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_model_id\"N\n\x17GetOffloadedLlmResponse\x12\x33\n\toffloaded\x18\x01 \x01(\x0b\x32 .genaid.resource.v1.OffloadedLlm\"?\n\x19\x46orgetOffloadedLlmRequest\x12\x15\n\x08model_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_model_id\"/\n\x1a\x46orgetOffloadedLlmResponse\x12\x11\n\tforgotten\x18\x01 \x01(\x08\"d\n\x10HoldLeaseRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12+\n\x04need\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.ImageNeed\x12\x10\n\x08resident\x18\x03 \x01(\x08\"=\n\x11HoldLeaseResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.genaid.resource.v1.Lease\"`\n\x15ReportLeaseUseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x16\n\x0epeak_ram_bytes\x18\x04 \x01(\x03\"\x18\n\x16ReportLeaseUseResponse\":\n\x11ListLeasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\xc2\x01\n\x12ListLeasesResponse\x12)\n\x06leases\x18\x01 \x03(\x0b\x32\x19.genaid.resource.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0ftotal_ram_bytes\x18\x03 \x01(\x03\x12\x18\n\x10total_vram_bytes\x18\x04 \x01(\x03\x12\x19\n\x11granted_ram_bytes\x18\x05 \x01(\x03\x12\x1a\n\x12granted_vram_bytes\x18\x06 \x01(\x03*T\n\nMemoryKind\x12\x1b\n\x17MEMORY_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMEMORY_KIND_RAM\x10\x01\x12\x14\n\x10MEMORY_KIND_VRAM\x10\x02*U\n\nTenantKind\x12\x1b\n\x17TENANT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11TENANT_KIND_IMAGE\x10\x01\x12\x13\n\x0fTENANT_KIND_LLM\x10\x02*t\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13LEASE_STATE_WAITING\x10\x01\x12\x17\n\x13LEASE_STATE_GRANTED\x10\x02\x12\x17\n\x13LEASE_STATE_RECLAIM\x10\x03\x32\x91\x05\n\x14OrchestrationService\x12v\n\x13PlanImageGeneration\x12..genaid.resource.v1.PlanImageGenerationRequest\x1a/.genaid.resource.v1.PlanImageGenerationResponse\x12j\n\x0fGetOffloadedLlm\x12*.genaid.resource.v1.GetOffloadedLlmRequest\x1a+.genaid.resource.v1.GetOffloadedLlmResponse\x12s\n\x12\x46orgetOffloadedLlm\x12-.genaid.resource.v1.ForgetOffloadedLlmRequest\x1a..genaid.resource.v1.ForgetOffloadedLlmResponse\x12Z\n\tHoldLease\x12$.genaid.resource.v1.HoldLeaseRequest\x1a%.genaid.resource.v1.HoldLeaseResponse0\x01\x12g\n\x0eReportLeaseUse\x12).genaid.resource.v1.ReportLeaseUseRequest\x1a*.genaid.resource.v1.ReportLeaseUseResponse\x12[\n\nListLeases\x12%.genaid.resource.v1.ListLeasesRequest\x1a&.genaid.resource.v1.ListLeasesResponseB\xca\x01\n\x12genaid.resource.v1B\x12OrchestrationProtoP\x01Z\x1dgenaid/resource/v1;resourcev1\xa2\x02\x0eGenaidResource\xaa\x02\x12Genaid.Resource.V1\xba\x02\x0eGenaidResource\xca\x02\x12Genaid\\Resource\\V1\xe2\x02\x1bGenaid\\Resource\\V1\\Metadata\xea\x02\x14Genaid::Resource::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&genaid/resource/v1/orchestration.proto\x12\x12genaid.resource.v1\x1a\x1cgenaid/resource/v1/llm.proto\x1a\x1fgenaid/resource/v1/models.proto\x1a\x1fgenaid/resource/v1/system.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x01\n\tImageNeed\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x17\n\x0f\x66lash_attention\x18\x05 \x01(\x08\x12\x12\n\nvae_tiling\x18\x06 \x01(\x08\x12\x16\n\x0eoffload_to_cpu\x18\x07 \x01(\x08\x12\x13\n\x0b\x63lip_on_cpu\x18\x08 \x01(\x08\x12\x12\n\nvae_on_cpu\x18\t \x01(\x08\x12\x1b\n\x0emax_vram_bytes\x18\n \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_max_vram_bytes\"|\n\x0eImagePlacement\x12\x16\n\x0eoffload_to_cpu\x18\x01 \x01(\x08\x12\x12\n\nvae_tiling\x18\x02 \x01(\x08\x12\x1b\n\x0emax_vram_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_max_vram_bytes\"T\n\nImageModel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x1d.genaid.resource.v1.ModelFile\"\xad\x03\n\x05Lease\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12,\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.genaid.resource.v1.TenantKind\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.genaid.resource.v1.LeaseState\x12\x11\n\tram_bytes\x18\x06 \x01(\x03\x12\x12\n\nvram_bytes\x18\x07 \x01(\x03\x12\x10\n\x08measured\x18\x08 \x01(\x08\x12\x0e\n\x06reason\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rreclaim_after\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\tplacement\x18\x0c \x01(\x0b\x32\".genaid.resource.v1.ImagePlacement\x12\x33\n\x0bimage_model\x18\r \x01(\x0b\x32\x1e.genaid.resource.v1.ImageModel\"\x95\x01\n\tDeparture\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.genaid.resource.v1.TenantKind\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x11\n\tram_bytes\x18\x04 \x01(\x03\x12\x12\n\nvram_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\xf7\x03\n\x0cOffloadedLlm\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12-\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.LlmConfig\x12/\n\x07serving\x18\x03 \x01(\x0b\x32\x1e.genaid.resource.v1.LlmServing\x12\x13\n\x0bwas_running\x18\x04 \x01(\x08\x12-\n\tsave_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x35\n\x05phase\x18\x07 \x01(\x0e\x32&.genaid.resource.v1.OffloadedLlm.Phase\x12\x17\n\x0f\x66\x61iled_attempts\x18\x08 \x01(\x05\x12\x12\n\nlast_error\x18\t \x01(\t\x12\x35\n\x11next_attempt_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csaved_tokens\x18\x0b \x01(\x03\"p\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x14\n\x10PHASE_OFFLOADING\x10\x01\x12\x13\n\x0fPHASE_OFFLOADED\x10\x02\x12\x13\n\x0fPHASE_RELOADING\x10\x03\x12\x10\n\x0cPHASE_FAILED\x10\x04\"?\n\x18ResolveImageModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\"J\n\x19ResolveImageModelResponse\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.genaid.resource.v1.ImageModel\"I\n\x1aPlanImageGenerationRequest\x12+\n\x04need\x18\x01 \x01(\x0b\x32\x1d.genaid.resource.v1.ImageNeed\"\xd8\x03\n\x1bPlanImageGenerationResponse\x12\x1a\n\x12would_need_offload\x18\x01 \x01(\x08\x12\x10\n\x08possible\x18\x02 \x01(\x08\x12\x32\n\nbottleneck\x18\x03 \x01(\x0e\x32\x1e.genaid.resource.v1.MemoryKind\x12\x16\n\x0erequired_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x05 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12\x31\n\ndepartures\x18\x07 \x03(\x0b\x32\x1d.genaid.resource.v1.Departure\x12\x13\n\x0b\x65xplanation\x18\x08 \x01(\t\x12\x12\n\nsuggestion\x18\t \x01(\t\x12\x35\n\tplacement\x18\n \x01(\x0b\x32\".genaid.resource.v1.ImagePlacement\x12\x11\n\tram_bytes\x18\x0b \x01(\x03\x12\x12\n\nvram_bytes\x18\x0c \x01(\x03\x12\x10\n\x08measured\x18\r \x01(\x08\x12\x10\n\x08model_id\x18\x0e \x01(\t\x12\x33\n\x0bimage_model\x18\x0f \x01(\x0b\x32\x1e.genaid.resource.v1.ImageModel\"<\n\x16GetOffloadedLlmRequest\x12\x15\n\x08model_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_model_id\"N\n\x17GetOffloadedLlmResponse\x12\x33\n\toffloaded\x18\x01 \x01(\x0b\x32 .genaid.resource.v1.OffloadedLlm\"?\n\x19\x46orgetOffloadedLlmRequest\x12\x15\n\x08model_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_model_id\"/\n\x1a\x46orgetOffloadedLlmResponse\x12\x11\n\tforgotten\x18\x01 \x01(\x08\"d\n\x10HoldLeaseRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12+\n\x04need\x18\x02 \x01(\x0b\x32\x1d.genaid.resource.v1.ImageNeed\x12\x10\n\x08resident\x18\x03 \x01(\x08\"=\n\x11HoldLeaseResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.genaid.resource.v1.Lease\"`\n\x15ReportLeaseUseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x16\n\x0epeak_ram_bytes\x18\x04 \x01(\x03\"\x18\n\x16ReportLeaseUseResponse\":\n\x11ListLeasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\xc2\x01\n\x12ListLeasesResponse\x12)\n\x06leases\x18\x01 \x03(\x0b\x32\x19.genaid.resource.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0ftotal_ram_bytes\x18\x03 \x01(\x03\x12\x18\n\x10total_vram_bytes\x18\x04 \x01(\x03\x12\x19\n\x11granted_ram_bytes\x18\x05 \x01(\x03\x12\x1a\n\x12granted_vram_bytes\x18\x06 \x01(\x03*T\n\nMemoryKind\x12\x1b\n\x17MEMORY_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMEMORY_KIND_RAM\x10\x01\x12\x14\n\x10MEMORY_KIND_VRAM\x10\x02*U\n\nTenantKind\x12\x1b\n\x17TENANT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11TENANT_KIND_IMAGE\x10\x01\x12\x13\n\x0fTENANT_KIND_LLM\x10\x02*t\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13LEASE_STATE_WAITING\x10\x01\x12\x17\n\x13LEASE_STATE_GRANTED\x10\x02\x12\x17\n\x13LEASE_STATE_RECLAIM\x10\x03\x32\x83\x06\n\x14OrchestrationService\x12p\n\x11ResolveImageModel\x12,.genaid.resource.v1.ResolveImageModelRequest\x1a-.genaid.resource.v1.ResolveImageModelResponse\x12v\n\x13PlanImageGeneration\x12..genaid.resource.v1.PlanImageGenerationRequest\x1a/.genaid.resource.v1.PlanImageGenerationResponse\x12j\n\x0fGetOffloadedLlm\x12*.genaid.resource.v1.GetOffloadedLlmRequest\x1a+.genaid.resource.v1.GetOffloadedLlmResponse\x12s\n\x12\x46orgetOffloadedLlm\x12-.genaid.resource.v1.ForgetOffloadedLlmRequest\x1a..genaid.resource.v1.ForgetOffloadedLlmResponse\x12Z\n\tHoldLease\x12$.genaid.resource.v1.HoldLeaseRequest\x1a%.genaid.resource.v1.HoldLeaseResponse0\x01\x12g\n\x0eReportLeaseUse\x12).genaid.resource.v1.ReportLeaseUseRequest\x1a*.genaid.resource.v1.ReportLeaseUseResponse\x12[\n\nListLeases\x12%.genaid.resource.v1.ListLeasesRequest\x1a&.genaid.resource.v1.ListLeasesResponseB\xca\x01\n\x12genaid.resource.v1B\x12OrchestrationProtoP\x01Z\x1dgenaid/resource/v1;resourcev1\xa2\x02\x0eGenaidResource\xaa\x02\x12Genaid.Resource.V1\xba\x02\x0eGenaidResource\xca\x02\x12Genaid\\Resource\\V1\xe2\x02\x1bGenaid\\Resource\\V1\\Metadata\xea\x02\x14Genaid::Resource::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,48 +37,54 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'genaid.resource.v1.orchestr
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022genaid.resource.v1B\022OrchestrationProtoP\001Z\035genaid/resource/v1;resourcev1\242\002\016GenaidResource\252\002\022Genaid.Resource.V1\272\002\016GenaidResource\312\002\022Genaid\\Resource\\V1\342\002\033Genaid\\Resource\\V1\\Metadata\352\002\024Genaid::Resource::V1'
-  _globals['_MEMORYKIND']._serialized_start=2890
-  _globals['_MEMORYKIND']._serialized_end=2974
-  _globals['_TENANTKIND']._serialized_start=2976
-  _globals['_TENANTKIND']._serialized_end=3061
-  _globals['_LEASESTATE']._serialized_start=3063
-  _globals['_LEASESTATE']._serialized_end=3179
-  _globals['_IMAGENEED']._serialized_start=191
-  _globals['_IMAGENEED']._serialized_end=426
-  _globals['_IMAGEPLACEMENT']._serialized_start=428
-  _globals['_IMAGEPLACEMENT']._serialized_end=552
-  _globals['_LEASE']._serialized_start=555
-  _globals['_LEASE']._serialized_end=931
-  _globals['_DEPARTURE']._serialized_start=934
-  _globals['_DEPARTURE']._serialized_end=1083
-  _globals['_OFFLOADEDLLM']._serialized_start=1086
-  _globals['_OFFLOADEDLLM']._serialized_end=1589
-  _globals['_OFFLOADEDLLM_PHASE']._serialized_start=1477
-  _globals['_OFFLOADEDLLM_PHASE']._serialized_end=1589
-  _globals['_PLANIMAGEGENERATIONREQUEST']._serialized_start=1591
-  _globals['_PLANIMAGEGENERATIONREQUEST']._serialized_end=1664
-  _globals['_PLANIMAGEGENERATIONRESPONSE']._serialized_start=1667
-  _globals['_PLANIMAGEGENERATIONRESPONSE']._serialized_end=2086
-  _globals['_GETOFFLOADEDLLMREQUEST']._serialized_start=2088
-  _globals['_GETOFFLOADEDLLMREQUEST']._serialized_end=2148
-  _globals['_GETOFFLOADEDLLMRESPONSE']._serialized_start=2150
-  _globals['_GETOFFLOADEDLLMRESPONSE']._serialized_end=2228
-  _globals['_FORGETOFFLOADEDLLMREQUEST']._serialized_start=2230
-  _globals['_FORGETOFFLOADEDLLMREQUEST']._serialized_end=2293
-  _globals['_FORGETOFFLOADEDLLMRESPONSE']._serialized_start=2295
-  _globals['_FORGETOFFLOADEDLLMRESPONSE']._serialized_end=2342
-  _globals['_HOLDLEASEREQUEST']._serialized_start=2344
-  _globals['_HOLDLEASEREQUEST']._serialized_end=2444
-  _globals['_HOLDLEASERESPONSE']._serialized_start=2446
-  _globals['_HOLDLEASERESPONSE']._serialized_end=2507
-  _globals['_REPORTLEASEUSEREQUEST']._serialized_start=2509
-  _globals['_REPORTLEASEUSEREQUEST']._serialized_end=2605
-  _globals['_REPORTLEASEUSERESPONSE']._serialized_start=2607
-  _globals['_REPORTLEASEUSERESPONSE']._serialized_end=2631
-  _globals['_LISTLEASESREQUEST']._serialized_start=2633
-  _globals['_LISTLEASESREQUEST']._serialized_end=2691
-  _globals['_LISTLEASESRESPONSE']._serialized_start=2694
-  _globals['_LISTLEASESRESPONSE']._serialized_end=2888
-  _globals['_ORCHESTRATIONSERVICE']._serialized_start=3182
-  _globals['_ORCHESTRATIONSERVICE']._serialized_end=3839
+  _globals['_MEMORYKIND']._serialized_start=3256
+  _globals['_MEMORYKIND']._serialized_end=3340
+  _globals['_TENANTKIND']._serialized_start=3342
+  _globals['_TENANTKIND']._serialized_end=3427
+  _globals['_LEASESTATE']._serialized_start=3429
+  _globals['_LEASESTATE']._serialized_end=3545
+  _globals['_IMAGENEED']._serialized_start=224
+  _globals['_IMAGENEED']._serialized_end=459
+  _globals['_IMAGEPLACEMENT']._serialized_start=461
+  _globals['_IMAGEPLACEMENT']._serialized_end=585
+  _globals['_IMAGEMODEL']._serialized_start=587
+  _globals['_IMAGEMODEL']._serialized_end=671
+  _globals['_LEASE']._serialized_start=674
+  _globals['_LEASE']._serialized_end=1103
+  _globals['_DEPARTURE']._serialized_start=1106
+  _globals['_DEPARTURE']._serialized_end=1255
+  _globals['_OFFLOADEDLLM']._serialized_start=1258
+  _globals['_OFFLOADEDLLM']._serialized_end=1761
+  _globals['_OFFLOADEDLLM_PHASE']._serialized_start=1649
+  _globals['_OFFLOADEDLLM_PHASE']._serialized_end=1761
+  _globals['_RESOLVEIMAGEMODELREQUEST']._serialized_start=1763
+  _globals['_RESOLVEIMAGEMODELREQUEST']._serialized_end=1826
+  _globals['_RESOLVEIMAGEMODELRESPONSE']._serialized_start=1828
+  _globals['_RESOLVEIMAGEMODELRESPONSE']._serialized_end=1902
+  _globals['_PLANIMAGEGENERATIONREQUEST']._serialized_start=1904
+  _globals['_PLANIMAGEGENERATIONREQUEST']._serialized_end=1977
+  _globals['_PLANIMAGEGENERATIONRESPONSE']._serialized_start=1980
+  _globals['_PLANIMAGEGENERATIONRESPONSE']._serialized_end=2452
+  _globals['_GETOFFLOADEDLLMREQUEST']._serialized_start=2454
+  _globals['_GETOFFLOADEDLLMREQUEST']._serialized_end=2514
+  _globals['_GETOFFLOADEDLLMRESPONSE']._serialized_start=2516
+  _globals['_GETOFFLOADEDLLMRESPONSE']._serialized_end=2594
+  _globals['_FORGETOFFLOADEDLLMREQUEST']._serialized_start=2596
+  _globals['_FORGETOFFLOADEDLLMREQUEST']._serialized_end=2659
+  _globals['_FORGETOFFLOADEDLLMRESPONSE']._serialized_start=2661
+  _globals['_FORGETOFFLOADEDLLMRESPONSE']._serialized_end=2708
+  _globals['_HOLDLEASEREQUEST']._serialized_start=2710
+  _globals['_HOLDLEASEREQUEST']._serialized_end=2810
+  _globals['_HOLDLEASERESPONSE']._serialized_start=2812
+  _globals['_HOLDLEASERESPONSE']._serialized_end=2873
+  _globals['_REPORTLEASEUSEREQUEST']._serialized_start=2875
+  _globals['_REPORTLEASEUSEREQUEST']._serialized_end=2971
+  _globals['_REPORTLEASEUSERESPONSE']._serialized_start=2973
+  _globals['_REPORTLEASEUSERESPONSE']._serialized_end=2997
+  _globals['_LISTLEASESREQUEST']._serialized_start=2999
+  _globals['_LISTLEASESREQUEST']._serialized_end=3057
+  _globals['_LISTLEASESRESPONSE']._serialized_start=3060
+  _globals['_LISTLEASESRESPONSE']._serialized_end=3254
+  _globals['_ORCHESTRATIONSERVICE']._serialized_start=3548
+  _globals['_ORCHESTRATIONSERVICE']._serialized_end=4319
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from genaid.resource.v1 import llm_pb2 as _llm_pb2
+from genaid.resource.v1 import models_pb2 as _models_pb2
 from genaid.resource.v1 import system_pb2 as _system_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -116,7 +117,9 @@ class ImageNeed(_message.Message):
     VAE_ON_CPU_FIELD_NUMBER: _builtins.int
     MAX_VRAM_BYTES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
-    """The model's id. Empty, in a plan: the configured or the only installed diffusion model."""
+    """The model's id. Empty: the default one, see ResolveImageModel; in a plan the one that the image worker was told to
+    draw with, if it was.
+    """
     width: _builtins.int
     """Width of the largest image in pixels, 64 to 8192; 0 is 512."""
     height: _builtins.int
@@ -196,6 +199,38 @@ class ImagePlacement(_message.Message):
 Global___ImagePlacement: _TypeAlias = ImagePlacement  # noqa: Y015
 
 @_typing.final
+class ImageModel(_message.Message):
+    """A diffusion model, as an image engine opens it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    name: _builtins.str
+    """The name that people see."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_models_pb2.ModelFile]:
+        """Its files with what each is to it, the one that an engine opens first."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        files: _abc.Iterable[_models_pb2.ModelFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageModel: _TypeAlias = ImageModel  # noqa: Y015
+
+@_typing.final
 class Lease(_message.Message):
     """The right of an engine to occupy memory."""
 
@@ -213,6 +248,7 @@ class Lease(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     RECLAIM_AFTER_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    IMAGE_MODEL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id, never used again."""
     tenant_id: _builtins.str
@@ -243,6 +279,10 @@ class Lease(_message.Message):
     def placement(self) -> Global___ImagePlacement:
         """How to use it; for image engines, once it is granted."""
 
+    @_builtins.property
+    def image_model(self) -> Global___ImageModel:
+        """The model to load, for image engines."""
+
     def __init__(
         self,
         *,
@@ -258,10 +298,11 @@ class Lease(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         reclaim_after: _duration_pb2.Duration | None = ...,
         placement: Global___ImagePlacement | None = ...,
+        image_model: Global___ImageModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "placement", b"placement", "reclaim_after", b"reclaim_after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "image_model", b"image_model", "placement", b"placement", "reclaim_after", b"reclaim_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "kind", b"kind", "measured", b"measured", "model_id", b"model_id", "placement", b"placement", "ram_bytes", b"ram_bytes", "reason", b"reason", "reclaim_after", b"reclaim_after", "state", b"state", "tenant_id", b"tenant_id", "vram_bytes", b"vram_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "image_model", b"image_model", "kind", b"kind", "measured", b"measured", "model_id", b"model_id", "placement", b"placement", "ram_bytes", b"ram_bytes", "reason", b"reason", "reclaim_after", b"reclaim_after", "state", b"state", "tenant_id", b"tenant_id", "vram_bytes", b"vram_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -411,6 +452,58 @@ class OffloadedLlm(_message.Message):
 Global___OffloadedLlm: _TypeAlias = OffloadedLlm  # noqa: Y015
 
 @_typing.final
+class ResolveImageModelRequest(_message.Message):
+    """Request of ResolveImageModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model's id; empty for the default one."""
+    tenant_id: _builtins.str
+    """The image worker that will draw with it from now on, as in HoldLease: plans without a model are for that model then,
+    also where it is not installed. Empty: only asked.
+    """
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveImageModelRequest: _TypeAlias = ResolveImageModelRequest  # noqa: Y015
+
+@_typing.final
+class ResolveImageModelResponse(_message.Message):
+    """Response of ResolveImageModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___ImageModel:
+        """The model."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___ImageModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveImageModelResponse: _TypeAlias = ResolveImageModelResponse  # noqa: Y015
+
+@_typing.final
 class PlanImageGenerationRequest(_message.Message):
     """Request of PlanImageGeneration."""
 
@@ -454,6 +547,7 @@ class PlanImageGenerationResponse(_message.Message):
     VRAM_BYTES_FIELD_NUMBER: _builtins.int
     MEASURED_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_MODEL_FIELD_NUMBER: _builtins.int
     would_need_offload: _builtins.bool
     """Whether the LLM would be offloaded."""
     possible: _builtins.bool
@@ -488,6 +582,10 @@ class PlanImageGenerationResponse(_message.Message):
     def placement(self) -> Global___ImagePlacement:
         """How the engine would use the memory; absent where it isn't possible."""
 
+    @_builtins.property
+    def image_model(self) -> Global___ImageModel:
+        """The same with its files."""
+
     def __init__(
         self,
         *,
@@ -505,10 +603,11 @@ class PlanImageGenerationResponse(_message.Message):
         vram_bytes: _builtins.int = ...,
         measured: _builtins.bool = ...,
         model_id: _builtins.str = ...,
+        image_model: Global___ImageModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image_model", b"image_model", "placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "bottleneck", b"bottleneck", "departures", b"departures", "explanation", b"explanation", "measured", b"measured", "model_id", b"model_id", "placement", b"placement", "possible", b"possible", "ram_bytes", b"ram_bytes", "required_bytes", b"required_bytes", "suggestion", b"suggestion", "total_bytes", b"total_bytes", "vram_bytes", b"vram_bytes", "would_need_offload", b"would_need_offload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "bottleneck", b"bottleneck", "departures", b"departures", "explanation", b"explanation", "image_model", b"image_model", "measured", b"measured", "model_id", b"model_id", "placement", b"placement", "possible", b"possible", "ram_bytes", b"ram_bytes", "required_bytes", b"required_bytes", "suggestion", b"suggestion", "total_bytes", b"total_bytes", "vram_bytes", b"vram_bytes", "would_need_offload", b"would_need_offload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

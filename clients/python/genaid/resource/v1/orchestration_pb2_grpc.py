@@ -37,6 +37,11 @@ class OrchestrationServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.ResolveImageModel = channel.unary_unary(
+                '/genaid.resource.v1.OrchestrationService/ResolveImageModel',
+                request_serializer=genaid_dot_resource_dot_v1_dot_orchestration__pb2.ResolveImageModelRequest.SerializeToString,
+                response_deserializer=genaid_dot_resource_dot_v1_dot_orchestration__pb2.ResolveImageModelResponse.FromString,
+                _registered_method=True)
         self.PlanImageGeneration = channel.unary_unary(
                 '/genaid.resource.v1.OrchestrationService/PlanImageGeneration',
                 request_serializer=genaid_dot_resource_dot_v1_dot_orchestration__pb2.PlanImageGenerationRequest.SerializeToString,
@@ -74,6 +79,17 @@ class OrchestrationServiceServicer:
     memory. Where there is too little for one more, others leave first: the LLM is offloaded, which means that it is
     stopped and comes back by itself, and an image engine is unloaded as soon as it is idle.
     """
+
+    def ResolveImageModel(self, request, context):
+        """Tells which diffusion model is meant: the one that is named, or the default one, as it is in the store now. The
+        default is decided anew each time: the configured one, else the only one that is installed.
+
+        Errors: MODEL_NOT_FOUND, also for a model that is no diffusion model, and where none is named and there is none or
+        more than one; INVALID_REQUEST for a tenant's name that is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def PlanImageGeneration(self, request, context):
         """Tells what making an image would take: whether the LLM would have to be offloaded for it, and why. Nothing is
@@ -138,6 +154,11 @@ class OrchestrationServiceServicer:
 
 def add_OrchestrationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ResolveImageModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveImageModel,
+                    request_deserializer=genaid_dot_resource_dot_v1_dot_orchestration__pb2.ResolveImageModelRequest.FromString,
+                    response_serializer=genaid_dot_resource_dot_v1_dot_orchestration__pb2.ResolveImageModelResponse.SerializeToString,
+            ),
             'PlanImageGeneration': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanImageGeneration,
                     request_deserializer=genaid_dot_resource_dot_v1_dot_orchestration__pb2.PlanImageGenerationRequest.FromString,
@@ -181,6 +202,33 @@ class OrchestrationService:
     memory. Where there is too little for one more, others leave first: the LLM is offloaded, which means that it is
     stopped and comes back by itself, and an image engine is unloaded as soon as it is idle.
     """
+
+    @staticmethod
+    def ResolveImageModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genaid.resource.v1.OrchestrationService/ResolveImageModel',
+            genaid_dot_resource_dot_v1_dot_orchestration__pb2.ResolveImageModelRequest.SerializeToString,
+            genaid_dot_resource_dot_v1_dot_orchestration__pb2.ResolveImageModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def PlanImageGeneration(request,

@@ -36,6 +36,13 @@ class OrchestrationServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OrchestrationServiceAsyncStub: ...
+    ResolveImageModel: _grpc.UnaryUnaryMultiCallable[_orchestration_pb2.ResolveImageModelRequest, _orchestration_pb2.ResolveImageModelResponse]
+    """Tells which diffusion model is meant: the one that is named, or the default one, as it is in the store now. The
+    default is decided anew each time: the configured one, else the only one that is installed.
+
+    Errors: MODEL_NOT_FOUND, also for a model that is no diffusion model, and where none is named and there is none or
+    more than one; INVALID_REQUEST for a tenant's name that is none.
+    """
     PlanImageGeneration: _grpc.UnaryUnaryMultiCallable[_orchestration_pb2.PlanImageGenerationRequest, _orchestration_pb2.PlanImageGenerationResponse]
     """Tells what making an image would take: whether the LLM would have to be offloaded for it, and why. Nothing is
     changed. That it can't be made at all is no error: `possible` says so.
@@ -81,6 +88,13 @@ class OrchestrationServiceAsyncStub(OrchestrationServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    ResolveImageModel: _aio.UnaryUnaryMultiCallable[_orchestration_pb2.ResolveImageModelRequest, _orchestration_pb2.ResolveImageModelResponse]  # type: ignore[assignment]
+    """Tells which diffusion model is meant: the one that is named, or the default one, as it is in the store now. The
+    default is decided anew each time: the configured one, else the only one that is installed.
+
+    Errors: MODEL_NOT_FOUND, also for a model that is no diffusion model, and where none is named and there is none or
+    more than one; INVALID_REQUEST for a tenant's name that is none.
+    """
     PlanImageGeneration: _aio.UnaryUnaryMultiCallable[_orchestration_pb2.PlanImageGenerationRequest, _orchestration_pb2.PlanImageGenerationResponse]  # type: ignore[assignment]
     """Tells what making an image would take: whether the LLM would have to be offloaded for it, and why. Nothing is
     changed. That it can't be made at all is no error: `possible` says so.
@@ -123,6 +137,19 @@ class OrchestrationServiceServicer(metaclass=_abc_1.ABCMeta):
     memory. Where there is too little for one more, others leave first: the LLM is offloaded, which means that it is
     stopped and comes back by itself, and an image engine is unloaded as soon as it is idle.
     """
+
+    @_abc_1.abstractmethod
+    def ResolveImageModel(
+        self,
+        request: _orchestration_pb2.ResolveImageModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestration_pb2.ResolveImageModelResponse, _abc.Awaitable[_orchestration_pb2.ResolveImageModelResponse]]:
+        """Tells which diffusion model is meant: the one that is named, or the default one, as it is in the store now. The
+        default is decided anew each time: the configured one, else the only one that is installed.
+
+        Errors: MODEL_NOT_FOUND, also for a model that is no diffusion model, and where none is named and there is none or
+        more than one; INVALID_REQUEST for a tenant's name that is none.
+        """
 
     @_abc_1.abstractmethod
     def PlanImageGeneration(

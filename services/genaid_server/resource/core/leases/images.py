@@ -21,22 +21,33 @@ from genaid_server.resource.core.system.survey import Survey
 MAX_TENANT: Final = 128
 MAX_VARIANT: Final = 64
 
+SOMEBODY: Final = "image"
+"""Who would hold the lease of a plan, where no image engine holds one."""
 _NAMED: Final = 10
 """Models that an error names at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLeaseRequest(LeaseRequest):
-    """What an image engine asks for: it will compute as `need` says, with a model whose files have `size_bytes`."""
+    """What an image engine asks for: it will compute with this model, as `need` says."""
 
     need: ImageNeed
-    size_bytes: int
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Which model an image worker was told to draw with; the default one where `model_id` is empty."""
+
+    tenant_id: str
+    model_id: str
 
 
 class ImageNeeds:
-    """Makes requests for leases out of what image engines are to do, and learns what they took.
+    """Says which model is meant, makes requests for leases out of what image engines are to do, and learns what they
+    took.
 
-    `default_model` is the one that is meant where none is named.
+    `default_model` is the configured one, empty where none is.
     """
 
     def __init__(
@@ -44,10 +55,39 @@ class ImageNeeds:
     ) -> None:
         self._store, self._survey, self._budgets, self._usage = store, survey, budgets, usage
         self._default_model = default_model
+        self._choice: _Choice | None = None
         self._shapes = Shapes()
         self._seen: tuple[Hardware, Capacity] | None = None
 
-    async def request(self, tenant_id: str, need: ImageNeed, *, resident: bool = False) -> LeaseRequest:
+    def model(self, model_id: str) -> Model:
+        """The model that is meant by an id, as it is in the store now: the default one where that is empty.
+
+        Raises ModelNotFoundError, also for a model that is no diffusion model, and where none is named and none or
+        several could be meant.
+        """
+        wanted = model_id or self._default_model
+        if not wanted:
+            return self._only_model()
+        model = self._store.get(wanted)
+        if model.type is not ModelType.DIFFUSION:
+            raise ModelNotFoundError(
+                f"Model {model.id!r} is no diffusion model, so it can't draw images.", modelId=model.id
+            )
+        return model
+
+    def chosen(self, tenant_id: str, model_id: str) -> None:
+        """An image worker draws with this model from now on, with the default one where it is empty; what workers said
+        before is forgotten. Raises InvalidRequestError for what is no name of a tenant."""
+        _check_tenant(tenant_id)
+        self._choice = _Choice(tenant_id, model_id)
+
+    async def next_image(self, need: ImageNeed) -> ImageLeaseRequest:
+        """What would be asked for if an image were made now; where no model is named, with the one that the image
+        worker was told to draw with. Raises what `request` raises."""
+        chosen = self._choice.model_id if self._choice else ""
+        return await self.request(SOMEBODY, replace(need, model_id=need.model_id or chosen))
+
+    async def request(self, tenant_id: str, need: ImageNeed, *, resident: bool = False) -> ImageLeaseRequest:
         """What to ask for, so that the engine does this the fastest way that fits on the machine.
 
         One that is `resident` does it the way that `need` says already.
@@ -57,7 +97,7 @@ class ImageNeeds:
         """
         _check_tenant(tenant_id)
         _check_need(need)
-        model = self._model(need.model_id)
+        model = self.model(need.model_id)
         shape = await self._shapes.diffusion(model)
         whole = await self._whole()
         size = model.size_bytes
@@ -75,7 +115,7 @@ class ImageNeeds:
             placement=way.placement,
             resident=resident,
             need=way.need,
-            size_bytes=size,
+            model=model,
         )
 
     def learn(self, lease: Lease, width: int, height: int, peak_ram_bytes: int) -> None:
@@ -84,7 +124,7 @@ class ImageNeeds:
         request = lease.request
         if isinstance(request, ImageLeaseRequest) and width and height:
             made = replace(request.need, width=width, height=height)
-            self._usage.learn(image_key(request.model_id, request.size_bytes, made), peak_ram_bytes)
+            self._usage.learn(image_key(request.model_id, request.model.size_bytes, made), peak_ram_bytes)
 
     async def _whole(self) -> Capacity:
         """All that genaid may use; as old as the detection of the hardware is."""
@@ -94,17 +134,6 @@ class ImageNeeds:
             self._seen = hardware, capacity.total(hardware, memory.ram, self._budgets)
         return self._seen[1]
 
-    def _model(self, model_id: str) -> Model:
-        wanted = model_id or self._default_model
-        if not wanted:
-            return self._only_model()
-        model = self._store.get(wanted)
-        if model.type is not ModelType.DIFFUSION:
-            raise ModelNotFoundError(
-                f"Model {model.id!r} is no diffusion model, so it can't draw images.", modelId=model.id
-            )
-        return model
-
     def _only_model(self) -> Model:
         installed = self._store.list(ModelType.DIFFUSION)
         if not installed:
@@ -113,7 +142,10 @@ class ImageNeeds:
             )
         if len(installed) > 1:
             names = ", ".join(model.id for model in installed[:_NAMED])
-            raise ModelNotFoundError(f"Several diffusion models are installed ({names}). Name one of them.")
+            raise ModelNotFoundError(
+                f"Several diffusion models are installed ({names}). Choose one of them: "
+                "genaid engine start --model ID, or genaid up --image-model ID"
+            )
         return installed[0]
 
 

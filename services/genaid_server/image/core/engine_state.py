@@ -1,0 +1,375 @@
+"""What the owner of the image engine knows, what it is told, and what it has done: the words of `engine_step`.
+
+A ticket is the number of somebody who waits for an answer. Lives are numbered as well: what comes back for a life that
+is over is not followed.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final
+
+from genaid_server.image.core.lease import SMALLEST, Prospect, Size
+from genaid_server.image.core.settings import EngineOptions, ImageModel, Settings
+from genaid_server.kit.errors import DomainError
+from genaid_server.supervision.stop_reason import StopReason
+from genaid_server.supervision.supervisor import Snapshot
+
+NOBODY: Final = 0
+"""The ticket of nobody."""
+
+
+class LifeStage(Enum):
+    """Where a life of the engine is. DYING: its process has ended by itself, and what it held is being given back."""
+
+    STARTING = auto()
+    RUNNING = auto()
+    DYING = auto()
+    ENDING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a life is ended for: the event and the reason that are told once it is over. `again`: begin another."""
+
+    event: str
+    reason: StopReason
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One life of the engine, from the request for its memory to the end of its process.
+
+    `model` and `options` are None until the memory is granted. `size` is that of the images that its lease covers.
+    `leave_after` is for how many seconds it may stay without work where its memory is wanted back.
+    """
+
+    number: int
+    settings: Settings
+    size: Size
+    stage: LifeStage = LifeStage.STARTING
+    model: ImageModel | None = None
+    options: EngineOptions | None = None
+    leave_after: float | None = None
+    ending: Ending | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether it runs or will."""
+        return self.stage in (LifeStage.STARTING, LifeStage.RUNNING)
+
+
+class StartStage(Enum):
+    """Where a start is: asks the manager, waits for the load, or only for the end of what ran before."""
+
+    ASKING = auto()
+    LOADING = auto()
+    SELECTING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Somebody who starts the engine. `keep_alive` is in seconds."""
+
+    ticket: int
+    settings: Settings
+    keep_alive: float
+    replace: bool
+    stage: StartStage = StartStage.ASKING
+
+
+class LoadStage(Enum):
+    """Where a generation that needs the engine is: asks which model is the default, waits for a life that runs, or for
+    the life's lease to cover its images."""
+
+    ASKING_MODEL = auto()
+    WAITING = auto()
+    ASKING_ROOM = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A generation that waits for the engine. `model` is the one that it is to be made with, None if nobody has asked
+    yet. `left` is the ticket of who waits until nothing is done for it any more."""
+
+    ticket: int
+    size: Size
+    model: ImageModel | None
+    stage: LoadStage = LoadStage.WAITING
+    left: int = NOBODY
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """All that the owner knows.
+
+    Times are by the loop's clock; `keep_alive` is in seconds. `settings` are the newest choice, `wanted` the size of
+    the images that were asked for last, and `stop_reason` is why there was no process when there was none last.
+    """
+
+    settings: Settings
+    keep_alive: float
+    accepting: bool = True
+    closing: bool = False
+    users: int = 0
+    lives: int = 0
+    life: Life | None = None
+    starts: tuple[Start, ...] = ()
+    loads: tuple[Load, ...] = ()
+    waiting_for_end: tuple[int, ...] = ()
+    wanted: Size = SMALLEST
+    idle_since: float = 0.0
+    unload_at: float | None = None
+    shown: Snapshot[Settings] = field(default_factory=Snapshot)
+    stop_reason: StopReason = StopReason.NEVER_STARTED
+
+
+# --- what the owner is told
+
+
+@dataclass(frozen=True, slots=True)
+class StartAsked:
+    """Somebody starts the engine."""
+
+    ticket: int
+    settings: Settings
+    keep_alive: float
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProspectCame:
+    """The manager's answer to a start."""
+
+    ticket: int
+    answer: Prospect | DomainError
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody stops the engine, for good where the service is `closing`."""
+
+    ticket: int
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UseBegun:
+    """A generation's turn begins: the engine is not unloaded, and not given another model."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseOver:
+    """A generation's turn is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAsked:
+    """A generation needs the engine for images of a size; with this model, where somebody has just asked for it."""
+
+    ticket: int
+    size: Size
+    model: ImageModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCame:
+    """The manager's answer to which model is the default; None where it does not answer."""
+
+    ticket: int
+    answer: ImageModel | DomainError | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoomCame:
+    """What came of the request for a larger lease: whether the engine may go on in it."""
+
+    ticket: int
+    life: int
+    answer: bool | DomainError
+
+
+@dataclass(frozen=True, slots=True)
+class LoadLeft:
+    """A generation needs the engine no more; `reply` is told when nothing is done for it any more."""
+
+    ticket: int
+    reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobStuck:
+    """A job of this life does not stop; `reply` is told when the process is gone."""
+
+    life: int
+    reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGranted:
+    """The memory of a life may be used, for this model and in this way."""
+
+    life: int
+    model: ImageModel
+    options: EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseChanged:
+    """For how long a life may stay without work, None for as long as it likes."""
+
+    life: int
+    leave_after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The process of a life is there; `at` is in seconds since the epoch."""
+
+    life: int
+    pid: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A life has loaded so many parts of so many."""
+
+    life: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A life has loaded its model, in so many seconds."""
+
+    life: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The process of a life has ended by itself; why is not known yet."""
+
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A life is over, its process gone and its memory given back; with an error where it was not ended."""
+
+    life: int
+    error: DomainError | None
+
+
+@dataclass(frozen=True, slots=True)
+class TimeUp:
+    """The time that was set is there."""
+
+    at: float
+
+
+type Event = (
+    StartAsked
+    | ProspectCame
+    | StopAsked
+    | UseBegun
+    | UseOver
+    | LoadAsked
+    | ModelCame
+    | RoomCame
+    | LoadLeft
+    | JobStuck
+    | LeaseGranted
+    | LeaseChanged
+    | Spawned
+    | Loading
+    | Ready
+    | Died
+    | Ended
+    | TimeUp
+)
+
+# --- what the owner has done
+
+
+@dataclass(frozen=True, slots=True)
+class AskProspect:
+    """Ask what would happen if the engine were started; comes back as ProspectCame."""
+
+    ticket: int
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class AskModel:
+    """Ask which model is the default; comes back as ModelCame."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskRoom:
+    """Have the lease of a life cover images of a size; comes back as RoomCame."""
+
+    ticket: int
+    life: int
+    size: Size
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveRoom:
+    """Give up what AskRoom asked for; RoomCame tells when that is done."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class BeginLife:
+    """Ask for memory, start a process and have it load; it ends as Ended, whatever happens."""
+
+    life: int
+    settings: Settings
+    size: Size
+
+
+@dataclass(frozen=True, slots=True)
+class EndLife:
+    """End a life, wherever it is; it comes back as Ended."""
+
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Answer somebody who waits: it is done, or why it can't be; and what the engine is `then`."""
+
+    ticket: int
+    error: DomainError | None
+    then: EngineState
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Come back with TimeUp at this time; never where it is None. There is one timer."""
+
+    at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell the manager which model was chosen; empty: none."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Write into the engine's log what has happened to it."""
+
+    event: str
+    error: str = ""
+
+
+type Effect = AskProspect | AskModel | AskRoom | LeaveRoom | BeginLife | EndLife | Tell | SetTimer | Announce | Note
