@@ -20,7 +20,7 @@ import psutil
 
 from fakes import llama_server
 from genaid_client import AsyncClient, ImageNeed, Lease, LeaseState, Llm, LogEntry, ServerState
-from genaid_server.kit import config as configuration
+from genaid_server import settings as configuration
 from genaid_server.resource import main as resource
 from worker import children
 

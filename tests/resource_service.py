@@ -10,7 +10,7 @@ import grpc.aio
 from fakes.hub_server import HubServer
 from genaid.resource.v1 import downloads_pb2_grpc, models_pb2_grpc
 from genaid_client import AsyncClient
-from genaid_server.kit import config as configuration
+from genaid_server import settings as configuration
 from genaid_server.resource import main as resource
 
 

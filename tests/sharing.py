@@ -27,9 +27,9 @@ from genaid_client import (
     LlmConfig,
     ServerState,
 )
+from genaid_server import settings as configuration
 from genaid_server.gateway import main as gateway
 from genaid_server.image import main as image
-from genaid_server.kit import config as configuration
 from genaid_server.resource import main as resource
 from genaid_server.resource.core.system.machine import Machine
 from llm_service import PATIENCE, LlmService

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 
 from genaid_client import AsyncClient, GenerationSpec, Model, ModelType
+from genaid_server import settings as configuration
 from genaid_server.image import main as image
-from genaid_server.kit import config as configuration
 from genaid_server.resource import main as resource
 
 TINY = GenerationSpec("a tiny cat", width=64, height=64, steps=2, seed=1)

@@ -10,8 +10,9 @@ import aiohttp
 
 from fakes.image_worker import ANYWHERE, ImageWorker
 from genaid_server.gateway import main
+from genaid_server.gateway.config import GatewayConfig
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, GatewayConfig
+from genaid_server.settings import Config
 
 
 class Clock:

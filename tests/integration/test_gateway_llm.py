@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ from fakes.llm_engine import ANYWHERE, LlmManager, engine
 from genaid_client import Llm, LlmConfig, LlmServing
 from genaid_server.demo.models import write_llm
 from genaid_server.gateway import main
+from genaid_server.gateway.config import GatewayConfig
 from genaid_server.gateway.llm import mirror as llm_mirror
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, GatewayConfig
 from genaid_server.kit.errors import ServerError
+from genaid_server.kit.log import ServiceLog
+from genaid_server.settings import Config
 from llm_service import PATIENCE, LlmService, ask, llm_service
 from worker import children
 
@@ -309,6 +312,20 @@ async def test_what_is_passed_on_and_what_is_not() -> None:
         (request,), (sent,) = rig.script.requests, rig.script.bodies
         assert (request.method, request.path_qs, sent) == ("POST", "/v1/chat/completions", body)
         assert {name: request.headers.get(name) for name in asked} == {**asked, "Cookie": None, "X-Own": None}
+
+
+async def test_a_request_that_is_passed_on_has_a_line_that_tells_the_slot_and_no_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "genaid.log"
+    with ServiceLog(logging.DEBUG, logging.WARNING, file, None):
+        async with scripted() as rig:
+            for fields, request_id in (({"id_slot": 3}, "one"), ({}, "two")):
+                async with rig.http.post(CHAT, json=HELLO | fields, headers={"X-Request-Id": request_id}) as answer:
+                    assert answer.headers["X-Request-Id"] == request_id
+    lines = [line.partition("] ")[2] for line in file.read_text().splitlines() if "takes it" in line]
+    assert [line.partition(" gateway")[0] for line in lines] == ["[DEBUG] [one]", "[DEBUG] [two]"]
+    assert ", slot 3) takes it" in lines[0]
+    assert "slot" not in lines[1]
+    assert "hello" not in file.read_text()
 
 
 async def test_requests_to_an_engine_that_runs_cost_no_call() -> None:

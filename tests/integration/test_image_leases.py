@@ -24,8 +24,8 @@ from genaid_client import (
     TenantKind,
     raise_for_failure,
 )
+from genaid_server import settings as configuration
 from genaid_server.image import main as image
-from genaid_server.kit import config as configuration
 from genaid_server.resource import main as resource
 from llm_service import engines, free_port
 from worker import TINY, Worker, children, image_worker, install

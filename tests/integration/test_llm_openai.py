@@ -16,7 +16,8 @@ from fakes.llm_engine import ANYWHERE
 from genaid_client import Llm, LlmConfig, LlmServing
 from genaid_server.demo.models import write_llm
 from genaid_server.gateway import main as gateway
-from genaid_server.kit.config import Config, GatewayConfig
+from genaid_server.gateway.config import GatewayConfig
+from genaid_server.settings import Config
 from llm_service import PATIENCE, LlmService, ask, llm_service
 
 NOWHERE = "127.0.0.1:9"

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import DemoModels
 from genaid_client import LeaseState, ServerError, ServerState
-from genaid_server.kit import config as configuration
+from genaid_server import settings as configuration
 from genaid_server.kit.errors import PortInUseError
 from genaid_server.resource import main as resource
 from genaid_server.resource.core.llm import process

@@ -15,9 +15,9 @@ import pytest
 from fakes.faulty_http import ServedFile
 from fakes.hub_server import HubServer
 from genaid_client import AsyncClient, DownloadPhase, ImageNeed
+from genaid_server import settings as configuration
 from genaid_server.image.core.progress import Calibration
 from genaid_server.image.core.spec import GenerationSpec
-from genaid_server.kit import config as configuration
 from genaid_server.resource import main as resource
 from llm_service import PATIENCE, FakeProgram, LlmService, fake_program
 from record_data_dir import HALF, HUB, RECORDED

@@ -18,7 +18,7 @@ from aiohttp import encode_basic_auth, web
 
 from fakes.faulty_http import ServedFile
 from fakes.hub_server import HubServer
-from genaid_server.kit.config import DownloadsConfig
+from genaid_server.resource.config import DownloadsConfig
 from genaid_server.resource.core.downloads.download import DownloadLimits
 from genaid_server.resource.core.downloads.remote import Item, RangeError, RemoteError, Resolved
 from genaid_server.resource.core.downloads.retry import Pauses

@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 
 from fakes.hub_server import HubFileServed, HubServer, Repo
-from genaid_server.kit.config import DownloadsConfig
+from genaid_server.resource.config import DownloadsConfig
 from genaid_server.resource.core.downloads.remote import HubFile, Item, RemoteError, Resolved
 from genaid_server.resource.core.store.model import ModelSource, SourceType
 from genaid_server.resource.remote.sources import HttpRemote, open_remote

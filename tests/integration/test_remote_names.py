@@ -4,7 +4,7 @@ import pytest
 from yarl import URL
 
 from fakes.hub_server import HubServer
-from genaid_server.kit.config import DownloadsConfig
+from genaid_server.resource.config import DownloadsConfig
 from genaid_server.resource.core.downloads.remote import Item, RemoteError
 from genaid_server.resource.core.store.names import MAX_FILE_NAME, file_name_problem
 from genaid_server.resource.remote.addresses import MAX_URL, check_url, is_loopback, next_url, shown

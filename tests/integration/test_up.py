@@ -230,7 +230,9 @@ def test_each_service_alone_makes_the_same_house(tmp_path: Path, demo_models: De
             service(tmp_path, "image-worker", "--image", "127.0.0.1:0", "--resource", manager["resource"], *data_dir)
         )
         assert set(worker) == {"image"}
-        gateway = house.enter_context(service(tmp_path, "gateway", "--http", "127.0.0.1:0", "--image", worker["image"]))
+        gateway = house.enter_context(
+            service(tmp_path, "gateway", "--http", "127.0.0.1:0", "--image", worker["image"], *data_dir)
+        )
         assert set(gateway) == {"http"}
         assert health(gateway["http"]) == {"status": "ok", "busy": False}
         imported = genaid("models", "import", str(demo_models.diffusion), "--resource", manager["resource"], *data_dir)

@@ -1,19 +1,21 @@
 """Answers of the LLM engine, as they are written: its own HTTP API, as far as a conversation needs it."""
 
+import asyncio
 import json
-import socket
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, wait
-from contextlib import closing, suppress
+import os
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException, HTTPResponse
-from threading import Thread
+from io import BytesIO
 from typing import Any, Final
 
+import aiohttp
+from aiohttp.http_exceptions import BadHttpMessage, BadStatusLine
+
 from genaid_client import BackendError, ConnectionFailedError, GenaidError, InvalidRequestError, ServerBusyError
+from genaid_server.kit.address import Address
 
 CONNECT_SECONDS: Final = 10.0
-TICK: Final = 0.1  # seconds between two looks whether Ctrl-C was pressed, where a wait can't be interrupted
 MAX_LINE: Final = 2**20
 """Bytes that a line of an answer may have; a token has a few."""
 LOGS: Final = "genaid llm logs tells why."
@@ -43,65 +45,107 @@ def stream_answer(endpoint: Endpoint, request: Mapping[str, Any]) -> Generator[P
 
     There is no deadline: to read a long prompt takes minutes on a slow machine. Raises ConnectionFailedError where
     nothing answers; InvalidRequestError for what the engine refuses; ServerBusyError while it loads; BackendError where
-    it fails, stops in the middle, or writes what is no chat completion.
+    it fails, stops in the middle, or writes what is no chat completion; KeyboardInterrupt, also while it waits.
     """
     body = json.dumps({**request, "stream": True}, ensure_ascii=False).encode()
-    connection = HTTPConnection(endpoint.host, endpoint.port, timeout=CONNECT_SECONDS)
-    with closing(connection), _ask(connection, endpoint, body) as response:
+    with asyncio.Runner() as runner:  # one event loop for all parts, which runs only while one is waited for
+        parts = _stream(endpoint, body)
+
+        async def following() -> Part | None:
+            return await anext(parts, None)
+
+        try:
+            while (part := runner.run(following())) is not None:
+                yield part
+        finally:
+            runner.run(parts.aclose())
+
+
+async def _stream(endpoint: Endpoint, body: bytes) -> AsyncGenerator[Part, None]:
+    async with _open_session() as session, await _ask(session, endpoint, body) as response:
         if response.status != 200:
-            raise _refusal(response.status, _read(lambda: response.read(MAX_LINE)))
-        yield from _parts(response)
+            raise _refusal(response.status, await _beginning(response))
+        async with aclosing(_lines(response)) as lines:
+            async for line in lines:
+                name, _, data = line.partition(b":")
+                if name != b"data" or not (data := data.strip()):
+                    continue
+                if data == b"[DONE]":
+                    return
+                yield _part(data)
+    raise BackendError(f"The LLM engine stopped in the middle of its answer. {LOGS}")
 
 
-def _ask(connection: HTTPConnection, endpoint: Endpoint, body: bytes) -> HTTPResponse:
+def _open_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        auto_decompress=False,
+        skip_auto_headers=("Accept-Encoding", "User-Agent"),
+        trust_env=False,
+    )
+
+
+async def _ask(session: aiohttp.ClientSession, endpoint: Endpoint, body: bytes) -> aiohttp.ClientResponse:
     headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
     if endpoint.api_key:
         headers["Authorization"] = f"Bearer {endpoint.api_key}"
+    url = f"http://{Address(endpoint.host, endpoint.port)}/v1/chat/completions"
     try:
-        connection.connect()
-        connection.sock.settimeout(None)
-        connection.request("POST", "/v1/chat/completions", body, headers)
-        return _interruptibly(connection.getresponse, connection.sock)
-    except (OSError, HTTPException) as error:
+        return await session.post(url, data=BytesIO(body), headers=headers, allow_redirects=False)
+    except aiohttp.ClientError as error:
+        if _began(error):
+            raise _broken_off(error) from error
         raise ConnectionFailedError(
             f"The LLM engine at port {endpoint.port} does not answer: {_words(error)}. "
             "See what it does: genaid llm status"
         ) from error
 
 
-def _interruptibly[Result](call: Callable[[], Result], connected: socket.socket) -> Result:
-    """The result of a call that waits for the other side; Ctrl-C ends it on Windows, too, by ending the connection."""
-    result: Future[Result] = Future()
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """What an answer begins with, MAX_LINE bytes at most."""
+    data = b""
+    async with aclosing(_chunks(response)) as chunks:
+        async for chunk in chunks:
+            data += chunk
+            if len(data) >= MAX_LINE:
+                break
+    return data[:MAX_LINE]
 
-    def run() -> None:
-        try:
-            result.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits
-            result.set_exception(error)
 
-    Thread(target=run, name="answer of the LLM engine", daemon=True).start()
+async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    """The lines of an answer, without their ends."""
+    rest = b""
+    async with aclosing(_chunks(response)) as chunks:
+        async for chunk in chunks:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in (*lines, rest):
+                if len(line) >= MAX_LINE:
+                    raise BackendError(
+                        f"The LLM engine wrote a line of more than {MAX_LINE} bytes, which is no answer. {LOGS}"
+                    )
+            for line in lines:
+                yield line
+    if rest:
+        yield rest
+
+
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
     try:
-        while not wait([result], TICK).done:
-            pass
-    except KeyboardInterrupt:
-        with suppress(OSError):
-            connected.shutdown(socket.SHUT_RDWR)
-        raise
-    return result.result()
+        async for chunk in response.content.iter_any():
+            yield chunk
+    except aiohttp.ClientError as error:
+        raise _broken_off(error) from error
 
 
-def _parts(response: HTTPResponse) -> Iterator[Part]:
-    """The parts that the lines of an event stream hold, until it says that it is done."""
-    while line := _read(lambda: response.readline(MAX_LINE + 1)):
-        if len(line) > MAX_LINE:
-            raise BackendError(f"The LLM engine wrote a line of more than {MAX_LINE} bytes, which is no answer. {LOGS}")
-        name, _, data = line.partition(b":")
-        if name != b"data" or not (data := data.strip()):
-            continue
-        if data == b"[DONE]":
-            return
-        yield _part(data)
-    raise BackendError(f"The LLM engine stopped in the middle of its answer. {LOGS}")
+def _began(error: BaseException | None) -> bool:
+    """Whether what failed had begun as an answer: a body that is broken at once fails, for aiohttp, with the head."""
+    while error is not None and not isinstance(error, BadHttpMessage):
+        error = error.__cause__ or error.__context__
+    return isinstance(error, BadHttpMessage) and not isinstance(error, BadStatusLine)
+
+
+def _broken_off(error: aiohttp.ClientError) -> BackendError:
+    return BackendError(f"The LLM engine stopped in the middle of its answer ({_words(error)}). {LOGS}")
 
 
 def _part(data: bytes) -> Part:
@@ -147,13 +191,6 @@ def _refused(error: object, status: int) -> GenaidError:
     return (InvalidRequestError if refused else BackendError)(f"The LLM engine refused to answer: {message}")
 
 
-def _read(read: Callable[[], bytes]) -> bytes:
-    try:
-        return read()
-    except (OSError, HTTPException) as error:
-        raise BackendError(f"The LLM engine stopped in the middle of its answer ({_words(error)}). {LOGS}") from error
-
-
 def _object(data: bytes) -> object:
     try:
         return json.loads(data)
@@ -165,7 +202,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+def _words(error: aiohttp.ClientError) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    words = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    return words.partition("\n")[0].rstrip(":") or type(error).__name__

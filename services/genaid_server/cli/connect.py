@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from genaid_server.cli.runfile import read_run_file
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, load
+from genaid_server.kit.config import LogLevel
+from genaid_server.settings import Config, load
 
 API_KEY: Final = "GENAID_LLM_API_KEY"
 """The environment variable with the key of the LLM engine's HTTP API."""
@@ -48,9 +49,11 @@ def settings(
     image_model: str | None = None,
     llm_model: str | None = None,
     llm_port: int | None = None,
+    log_level: LogLevel | None = None,
 ) -> dict[str, Any]:
     """Nest the options that were given as the configuration nests them."""
     flags: dict[str, Any] = {
+        "log": {"level": log_level},
         "gateway": {"listen": http},
         "resource": {"listen": resource},
         "image": {"listen": image, "model": image_model},

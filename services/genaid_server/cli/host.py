@@ -9,14 +9,22 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 from filelock import FileLock, Timeout
 
-from genaid_server.cli.output import say
 from genaid_server.cli.runfile import RUN_FILE, Endpoints, published, read_run_file
 from genaid_server.kit.address import Address, require_free
+from genaid_server.kit.config import LogConfig
 from genaid_server.kit.errors import ServerBusyError
+from genaid_server.kit.log import ServiceLog
+
+log = logging.getLogger(__name__)
+
+ANNOUNCED_WITHIN: Final = 5.0
+"""Seconds that people's lines may take to be printed before programs are told that everything serves."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Hosting:
     """What a process serves, and how it behaves towards its surroundings.
 
     `start` enters the services, the last one first to leave; `listens` are the addresses that they will take and
-    `locks` the files in `data_dir` that stand for what only one process may have.
+    `locks` the files in `data_dir` that stand for what only one process may have. `log_name` is the name of the file of
+    its log, and `access_log` says that requests are logged there as well; `announcement` is said before the addresses.
     """
 
     start: Callable[[AsyncExitStack], Awaitable[Endpoints]]
@@ -34,7 +43,20 @@ class Hosting:
     findable: bool
     ready_file: Path | None
     exit_with_parent: bool
-    log_level: str
+    log: LogConfig
+    log_name: str
+    access_log: bool = False
+    announcement: str = ""
+
+    def open_log(self) -> ServiceLog:
+        """What takes the process's log, to be entered."""
+        logs = self.data_dir / "logs"
+        return ServiceLog(
+            self.log.level.number,
+            self.log.libraries.number,
+            logs / f"{self.log_name}.log",
+            logs / "access.log" if self.access_log else None,
+        )
 
     @property
     def notes(self) -> list[Path]:
@@ -50,30 +72,37 @@ def host(hosting: Hosting) -> None:
     taken; otherwise what the services raise while they start.
     """
     require_free([address for address in hosting.listens if address.port])
-    logging.basicConfig(level=hosting.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells of every request at INFO
     with ExitStack() as locks:
         for name in hosting.locks:
             locks.enter_context(_locked(hosting.data_dir, name))
         for note in hosting.notes:  # left by a process that was killed
             note.unlink(missing_ok=True)
-        asyncio.run(_serve(hosting))
+        with hosting.open_log() as service_log:
+            log.info("genaid %s starts: %s, process %d", version("genaid"), hosting.log_name, os.getpid())
+            try:
+                asyncio.run(_serve(hosting, service_log))
+            except BaseException as error:
+                log.error("it ends with %s: %s", type(error).__name__, str(error).partition("\n")[0])
+                raise
+            log.info("genaid has stopped")
 
 
-async def _serve(hosting: Hosting) -> None:
+async def _serve(hosting: Hosting, service_log: ServiceLog) -> None:
     stop = _StopRequest()
     stop.on_signals()
     if hosting.exit_with_parent:
         stop.on_end_of_stdin()
     async with AsyncExitStack() as services:
         endpoints = await hosting.start(services)
+        for line in _announcement(hosting, endpoints):
+            service_log.say(line)
+        await asyncio.to_thread(service_log.said, ANNOUNCED_WITHIN)
         with ExitStack() as notes:
             for path in hosting.notes:
                 notes.enter_context(published(path, endpoints))
-            _announce(hosting, endpoints)
             await stop.wait()
-        say("Stopping ...")
-    say("Stopped.")
+        service_log.say("Stopping ...")
+    service_log.say("Stopped.")
 
 
 class _StopRequest:
@@ -130,14 +159,17 @@ def _locked(data_dir: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _announce(hosting: Hosting, endpoints: Endpoints) -> None:
-    say("genaid is ready:")
+def _announcement(hosting: Hosting, endpoints: Endpoints) -> Iterator[str]:
+    """What is said to people once everything serves, line by line."""
+    if hosting.announcement:
+        yield hosting.announcement
+    yield "genaid is ready:"
     for service, place in (
         ("REST", endpoints.http),
         ("image worker", endpoints.image),
         ("resource manager", endpoints.resource),
     ):
         if place is not None:
-            say(f"  {service:<17} {place}{'' if place.startswith('http') else ' (gRPC)'}")
-    say(f"  {'data directory':<17} {hosting.data_dir}")
-    say("Ctrl-C stops it.")
+            yield f"  {service:<17} {place}{'' if place.startswith('http') else ' (gRPC)'}"
+    yield f"  {'data directory':<17} {hosting.data_dir}"
+    yield "Ctrl-C stops it."

@@ -1,21 +1,12 @@
 """Options that several commands share."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from genaid_server.kit.address import Address
-
-
-class LogLevel(StrEnum):
-    """How grave a message must be to be shown."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
+from genaid_server.kit.config import LogLevel
 
 
 def address(text: str) -> Address:
@@ -122,5 +113,8 @@ ReadyFile = Annotated[
 ExitWithParent = Annotated[
     bool, typer.Option("--exit-with-parent", help="Stop when stdin closes, as it does when the parent ends.")
 ]
-LogLevelOption = Annotated[LogLevel, typer.Option("--log-level", help="What to log on stderr.")]
+LogLevelOption = Annotated[
+    LogLevel | None,
+    typer.Option("--log-level", help="How grave a message must be to be shown on stderr. Default: info."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: results on stdout, an error on stderr.")]

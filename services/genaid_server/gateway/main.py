@@ -9,19 +9,19 @@ from typing import Final, cast
 from aiohttp import web
 
 from genaid_client import AsyncClient
+from genaid_server.gateway.config import GatewaySettings
 from genaid_server.gateway.http import app, connection
 from genaid_server.gateway.images.mirror import Mirror
 from genaid_server.gateway.llm import openai
 from genaid_server.gateway.llm.mirror import LlmMirror
 from genaid_server.kit.address import Address, listening_socket
-from genaid_server.kit.config import Config
 
 STOP_GRACE: Final = 0.5  # seconds for requests in flight once the event streams have ended, and again to be cancelled
 
 
 @asynccontextmanager
 async def serve(
-    config: Config,
+    config: GatewaySettings,
     image: str,
     *,
     resource: str = "",

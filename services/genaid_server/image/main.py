@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
 from genaid_client import AsyncClient
+from genaid_server.image.config import ImageConfig, ImageSettings
 from genaid_server.image.core.engine import Engine
 from genaid_server.image.core.generation import Limits
 from genaid_server.image.core.generations import Generations
@@ -13,12 +14,11 @@ from genaid_server.image.manager import ResourceManager
 from genaid_server.image.servicers import EngineServicer, GenerationServicer
 from genaid_server.kit import rpc
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, ImageConfig
 from genaid_server.supervision.logbook import Logbook
 
 
 @asynccontextmanager
-async def serve(config: Config, resource: str) -> AsyncIterator[Address]:
+async def serve(config: ImageSettings, resource: str) -> AsyncIterator[Address]:
     """Run the image worker until the block ends; yields its address.
 
     `resource` is the resource manager's address. Raises PortInUseError.

@@ -1,32 +1,30 @@
-"""The one configuration of a process: defaults < TOML file < environment `GENAID_*` < flags; frozen.
+"""How a configuration is read: defaults < TOML file < environment `GENAID_*` < flags; frozen.
 
 A nested key is written with two underscores in the environment: `GENAID_IMAGE__QUEUE_DEPTH=2` is `queue_depth`
-of the section `[image]`; a list is written as JSON; an empty variable counts as absent. Two documented names
-without the prefix are understood as well: IMAGE_RESULT_TTL_MS and IMAGE_CLEANUP_INTERVAL_MS.
+of the section `[image]`; a list is written as JSON; an empty variable counts as absent. Each service has its sections
+in a module of its own; `settings` puts them together.
 """
 
+import logging
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from platformdirs import user_data_path
 
 from genaid_server.kit.address import Address
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.kit.settings import Section, SettingsError, setting
+from genaid_server.kit.settings import Section, SettingsError
 
 PREFIX: Final = "GENAID_"
-NOT_SETTINGS: Final = frozenset({"GENAID_LLM_API_KEY"})
-"""Variables with the prefix that are for the command line alone."""
-DOCUMENTED_ENVIRONMENT: Final = {
-    "IMAGE_RESULT_TTL_MS": "result_ttl_ms",
-    "IMAGE_CLEANUP_INTERVAL_MS": "cleanup_interval_ms",
-}
 
 
-def _address(value: object) -> Address:
+def address(value: object) -> Address:
+    """The address that a source says. Raises ValueError."""
     if isinstance(value, Address):
         return value
     if not isinstance(value, str):
@@ -34,8 +32,8 @@ def _address(value: object) -> Address:
     return Address.parse(value)
 
 
-def _directory(value: object) -> Path:
-    """The path, absolute; empty text is the platform's own place for user data."""
+def directory(value: object) -> Path:
+    """The path, absolute; empty text is the platform's own place for user data. Raises ValueError."""
     if not isinstance(value, str | Path):
         raise ValueError("it must be a path")
     if value == "":
@@ -46,135 +44,48 @@ def _directory(value: object) -> Path:
         raise ValueError(str(error)) from error
 
 
-class GatewayConfig(Section):
-    """The REST gateway."""
+class LogLevel(StrEnum):
+    """How grave a message must be to be logged."""
 
-    listen: Address = setting(default=Address("127.0.0.1", 8081), read=_address)
-    max_body_bytes: int = setting(default=1_048_576, ge=1024, le=67_108_864)
-    max_connections: int = setting(default=512, ge=1, le=65_536)
-    allowed_origins: tuple[str, ...] = ()
-    """Web origins besides loopback ones that may call, such as `https://app.example`."""
-    hold_timeout_seconds: float = setting(default=120.0, ge=0, le=86_400)
-    """How long a request to the LLM engine waits at most while that is being loaded or comes back."""
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
-
-class ResourceConfig(Section):
-    """The resource manager."""
-
-    listen: Address = setting(default=Address("127.0.0.1", 8082), read=_address)
+    @property
+    def number(self) -> int:
+        """What logging calls it."""
+        return logging.getLevelNamesMapping()[self.upper()]
 
 
-class MemoryConfig(Section):
-    """What genaid may plan with, all its engines together."""
+class LogConfig(Section):
+    """What a service says of itself on stderr; on disk it is never less than info."""
 
-    ram_limit_bytes: int = setting(default=0, ge=0)
-    """Main memory; 0 for all that the machine has."""
-    vram_limit_bytes: int = setting(default=0, ge=0)
-    """Memory of all GPUs together; 0 for all that they have."""
-    release_timeout_seconds: float = setting(default=5.0, ge=0, le=600)
-    """How long the memory of an engine that has left may take to be seen free."""
+    level: LogLevel = LogLevel.INFO
+    """How grave a message of ours must be."""
+    libraries: LogLevel = LogLevel.WARNING
+    """How grave a message of a library must be."""
 
 
-class DownloadsConfig(Section):
-    """How models are fetched."""
+def read[C: Section](
+    schema: type[C],
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    documented: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    others: Collection[str] = (),
+) -> C:
+    """Read a configuration.
 
-    parallel: int = setting(default=2, ge=1, le=16)
-    """How many downloads run at once; the others wait."""
-    reserve_bytes: int = setting(default=1_073_741_824, ge=0)
-    """How much of the disk is left free at least."""
-    stall_seconds: float = setting(default=30.0, gt=0)
-    """How long nothing may arrive before it is tried again."""
-    attempts: int = setting(default=10, ge=1, le=1000)
-    """How often in a row something is tried before the download fails."""
-    first_delay_seconds: float = setting(default=1.0, ge=0)
-    """How long to wait before the second try; it doubles with each further one."""
-    max_delay_seconds: float = setting(default=60.0, ge=0)
-    """How long to wait at most."""
-    hub_endpoint: str = ""
-    """Address of the Hugging Face hub or a mirror; empty for HF_ENDPOINT, else the hub itself."""
-    hub_token: str = ""
-    """Token for private repositories; empty for HF_TOKEN, else the one that huggingface_hub has stored."""
-
-
-class LlmConfig(Section):
-    """The LLM engine, which the resource manager keeps."""
-
-    model: str = ""
-    """Id of a language model to start with; empty for none."""
-    port: int = setting(default=8080, ge=0, le=65_535)
-    """Port of its HTTP API, where a start asks for none; 0 takes a free one."""
-    program: str = ""
-    """Path of a llama-server program to run instead of the built-in engine."""
-    restart: bool = True
-    """Whether it comes back after a crash."""
-    max_restarts: int = setting(default=5, ge=0, le=1000)
-    """How often in a row; a life that has served for a minute begins a new row."""
-    first_restart_seconds: float = setting(default=0.2, ge=0, le=3600)
-    """How long to wait before the first restart; it doubles with each further one."""
-    stable_seconds: float = setting(default=60.0, ge=0)
-    """How long it must have served for the count of restarts to begin anew."""
-    health_interval_seconds: float = setting(default=10.0, gt=0)
-    """How often it is asked for its health."""
-    health_failures: int = setting(default=3, ge=1)
-    """How many unanswered questions in a row make an engine that does not compute count as hung."""
-    drain_timeout_seconds: float = setting(default=30.0, ge=0, le=3600)
-    """How long requests in flight may take to finish when it makes room for another engine."""
-    reload_delay_seconds: float = setting(default=2.0, ge=0, le=3600)
-    """How long after the last image it comes back: images that follow each other share one absence."""
-    engine_command: tuple[str, ...] = ()
-    """Argv of the engine program, for tests and runtimes of one's own; empty for the built-in one."""
-
-
-class ImageConfig(Section):
-    """The image worker."""
-
-    listen: Address = setting(default=Address("127.0.0.1", 8083), read=_address)
-    model: str = ""
-    """Id of the model to draw with; empty for the only diffusion model that is installed."""
-    threads: int = setting(default=0, ge=0, le=512)
-    """Threads to compute with; 0 chooses from the number of cores."""
-    queue_depth: int = setting(default=0, ge=0, le=1000)
-    """How many generations may wait while one runs."""
-    keep_alive_seconds: float = 300.0
-    """How long the model stays loaded without work; 0 unloads after each image, negative never unloads."""
-    cancel_grace_seconds: float = setting(default=2.0, ge=0, le=600)
-    """How long a cancelled engine may take to stop before it is killed and started again."""
-    result_ttl_ms: int = setting(default=300_000, ge=0)
-    """How long a finished generation is kept."""
-    cleanup_interval_ms: int = setting(default=60_000, ge=1)
-    """How often expired generations are looked for."""
-    max_results: int = setting(default=100, ge=1)
-    """How many finished generations are kept."""
-    max_result_bytes: int = setting(default=268_435_456, ge=1_048_576)
-    """How many bytes of images are kept."""
-    engine_command: tuple[str, ...] = ()
-    """Argv of the engine program, for tests and runtimes of one's own; empty for the built-in one."""
-
-
-class Config(Section):
-    """Everything that can be set."""
-
-    data_dir: Path = setting(default="", read=_directory)
-    """Where models, logs and calibration are kept; empty for the platform's own place."""
-    gateway: GatewayConfig = GatewayConfig()
-    resource: ResourceConfig = ResourceConfig()
-    memory: MemoryConfig = MemoryConfig()
-    downloads: DownloadsConfig = DownloadsConfig()
-    llm: LlmConfig = LlmConfig()
-    image: ImageConfig = ImageConfig()
-
-
-def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
-    """Read the configuration.
-
-    `flags` are nested like the file, without the keys that the user did not give. Raises InvalidRequestError
-    that names the key, its value and what it should be.
+    `flags` are nested like the file, without the keys that the user did not give. `documented` are variables without
+    the prefix, each with the key that it sets; `others` have the prefix and are not for the configuration.
+    Raises InvalidRequestError that names the key, its value and what it should be.
     """
     values: dict[str, Any] = {}
-    for layer in (_file(file), _documented(os.environ), _environment(os.environ), flags or {}):
+    for layer in (_file(file), _documented(os.environ, documented), _environment(os.environ, others), flags or {}):
         values = _merged(values, layer)
     try:
-        return Config(**values)
+        return schema(**values)
     except SettingsError as error:
         raise InvalidRequestError(f"The configuration is wrong: {error}.", field="config") from error
 
@@ -190,20 +101,27 @@ def _file(file: Path | None) -> dict[str, Any]:
         raise InvalidRequestError(f"The configuration {file} is not TOML: {error}.", field="config") from error
 
 
-def _documented(environment: Mapping[str, str]) -> dict[str, Any]:
-    values = {key: environment[name] for name, key in DOCUMENTED_ENVIRONMENT.items() if environment.get(name)}
-    return {"image": values} if values else {}
+def _documented(environment: Mapping[str, str], documented: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, keys in documented.items():
+        if environment.get(name):
+            values = _merged(values, _nested(keys, environment[name]))
+    return values
 
 
-def _environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def _environment(environment: Mapping[str, str], others: Collection[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in environment.items():
-        if name.startswith(PREFIX) and name not in NOT_SETTINGS and value:
-            nested: Any = value
-            for key in reversed(name.removeprefix(PREFIX).lower().split("__")):
-                nested = {key: nested}
-            values = _merged(values, nested)
+        if name.startswith(PREFIX) and name not in others and value:
+            values = _merged(values, _nested(name.removeprefix(PREFIX).lower().split("__"), value))
     return values
+
+
+def _nested(keys: Sequence[str], value: str) -> dict[str, Any]:
+    nested: Any = value
+    for key in reversed(keys):
+        nested = {key: nested}
+    return dict(nested)
 
 
 def _merged(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ then may the owner stop its children (they are outside of the server's block).
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from genaid_client.tracing import METADATA_KEY, accepted_request_id, set_request_id
 from genaid_server.kit.address import Address, port_in_use
 from genaid_server.kit.errors import DomainError, Kind
 from genaid_server.kit.tasks import to_the_end
@@ -43,6 +45,13 @@ CODE_BY_KIND: Final = {
     Kind.DATA_LOSS: grpc.StatusCode.DATA_LOSS,
     Kind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
+LEVEL_BY_KIND: Final = {
+    Kind.INVALID: logging.DEBUG,
+    Kind.NOT_FOUND: logging.DEBUG,
+    Kind.DATA_LOSS: logging.WARNING,
+    Kind.INTERNAL: logging.WARNING,
+}
+"""How grave it is in the log that a call is refused: INFO unless the caller is wrong, or something is broken."""
 
 
 def rich_status(error: DomainError) -> status_pb2.Status:
@@ -90,40 +99,45 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 def _guarded(behaviour: Any, method: str) -> Any:
     async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
-        try:
+        async with _outermost(method, context):
             return await behaviour(request, context)
-        except DomainError as error:
-            await context.abort_with_status(rpc_status.to_status(rich_status(error)))
-        except grpc.aio.AbortError:
-            raise
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            await _abort_internal(context, method)
-        except Exception:  # noqa: BLE001 - the outermost frame of a call: logged, and told as INTERNAL
-            await _abort_internal(context, method)
 
     return call
 
 
 def _guarded_stream(behaviour: Any, method: str) -> Any:
     async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
-        try:
-            async with contextlib.aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    yield response
-        except DomainError as error:
-            await context.abort_with_status(rpc_status.to_status(rich_status(error)))
-        except grpc.aio.AbortError:
-            raise
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            await _abort_internal(context, method)
-        except Exception:  # noqa: BLE001 - the outermost frame of a call: logged, and told as INTERNAL
-            await _abort_internal(context, method)
+        async with _outermost(method, context), contextlib.aclosing(behaviour(request, context)) as responses:
+            async for response in responses:
+                yield response
 
     return call
+
+
+@asynccontextmanager
+async def _outermost(method: str, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[None]:
+    """The outermost frame of a call, which has a task of its own: its request id, its errors, its line in the log."""
+    offered = (value for key, value in context.invocation_metadata() or () if key == METADATA_KEY)
+    set_request_id(accepted_request_id(str(next(offered, ""))))
+    began, how = time.perf_counter(), "cut off"
+    try:
+        yield
+        how = "ok"
+    except DomainError as error:
+        how = error.reason
+        cause = error.message.partition("\n")[0]  # below are lines of an engine's log, which has them already
+        log.log(LEVEL_BY_KIND.get(error.kind, logging.INFO), "%s refused: %s: %s", method, how, cause)
+        await context.abort_with_status(rpc_status.to_status(rich_status(error)))
+    except grpc.aio.AbortError:
+        raise
+    except asyncio.CancelledError:
+        if _is_cancelled():
+            raise
+        await _abort_internal(context, method)
+    except Exception:  # noqa: BLE001 - logged, and told as INTERNAL
+        await _abort_internal(context, method)
+    finally:
+        log.debug("%s: %s, %.1f ms", method, how, (time.perf_counter() - began) * 1000)
 
 
 def _is_cancelled() -> bool:

@@ -22,7 +22,7 @@ from genaid.resource.v1 import (
 )
 from genaid_server.kit import rpc
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, DownloadsConfig, LlmConfig, MemoryConfig
+from genaid_server.resource.config import DownloadsConfig, LlmConfig, MemoryConfig, ResourceSettings
 from genaid_server.resource.core.downloads.download import DownloadLimits
 from genaid_server.resource.core.downloads.manager import Downloads
 from genaid_server.resource.core.downloads.source_header import SourceHeaders
@@ -40,6 +40,7 @@ from genaid_server.resource.core.system.machine import this_machine
 from genaid_server.resource.core.system.survey import Survey
 from genaid_server.resource.core.system.watching import MemoryWatches
 from genaid_server.resource.llm_http import EngineHttp
+from genaid_server.resource.log_lines import llm_logged
 from genaid_server.resource.remote.sources import open_remote
 from genaid_server.resource.servicers.downloads import DownloadServicer
 from genaid_server.resource.servicers.llm import LlmServicer
@@ -71,7 +72,7 @@ class Manager:
 
 
 @asynccontextmanager
-async def serve(config: Config) -> AsyncIterator[Manager]:
+async def serve(config: ResourceSettings) -> AsyncIterator[Manager]:
     """Run the resource manager until the block ends. Raises PortInUseError, FileSystemError."""
     store = await ModelStore.open(config.data_dir)
     logbook = Logbook(config.data_dir / "logs" / "llm-engine.log")
@@ -89,7 +90,10 @@ async def serve(config: Config) -> AsyncIterator[Manager]:
             needs = ImageNeeds(store, survey, budgets, usage, config.image.model)
             watches = MemoryWatches(survey.memory)
             headers = SourceHeaders(remote, config.downloads.stall_seconds)
-            async with LlmEngine(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm:
+            async with (
+                LlmEngine(store, advisor, logbook, engines, leases, usage, _llm_settings(config)) as llm,
+                llm_logged(llm.info),
+            ):
                 store.in_use = llm.use_of
 
                 def end_watches() -> None:
@@ -156,7 +160,7 @@ def _address_of(llm: LlmEngine) -> dict[str, str]:
     return {"llm": f"http://{Address(info.life.config.serving.host, info.port)}"}
 
 
-def _leases(config: Config, survey: Survey) -> Leases:
+def _leases(config: ResourceSettings, survey: Survey) -> Leases:
     return Leases(
         SurveyedMemory(survey, _budgets(config.memory)),
         reload_delay=config.llm.reload_delay_seconds,
@@ -171,7 +175,7 @@ def _service(
     return rpc.Service(full_name, lambda server: add(servicer, server))
 
 
-def _llm_settings(config: Config) -> LlmSettings:
+def _llm_settings(config: ResourceSettings) -> LlmSettings:
     settings = config.llm
     return LlmSettings(
         data_dir=config.data_dir,

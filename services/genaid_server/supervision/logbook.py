@@ -5,23 +5,23 @@ The owner of an engine appends; servicers list, tail and clear. One line in the 
 """
 
 import asyncio
-import contextlib
 import itertools
 import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from genaid_server.kit.errors import FileSystemError, InvalidRequestError
+from genaid_server.kit.line_writer import LineWriter, RotatingFile, stamp
 
 MAX_LINE: Final = 8192
 DEFAULT_LINES: Final = 100
 FLUSH_AFTER: Final = 0.1  # seconds; a burst of lines costs one write
+PATIENCE: Final = 2.0  # seconds that a disk may take where somebody has to wait for it
 
 
 class Level(IntEnum):
@@ -43,8 +43,7 @@ class LogRecord:
     message: str
 
     def __str__(self) -> str:
-        stamp = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return f"[{stamp}] [{self.level.name:<5}] {self.message}"
+        return f"[{stamp(self.time)}] [{self.level.name:<5}] {self.message}"
 
 
 def lines_asked(lines: int | None) -> int:
@@ -138,19 +137,17 @@ class Logbook:
     """The lines of one engine, over all its lives.
 
     `path` is the file to write to, None for memory only. At `file_bytes` it is rotated to `path.1` …, so that there
-    are at most `files` of them (at least 2), each longer than that by a burst of lines at most.
+    are at most `files` of them (at least 2). A thread writes it; lines that can't be written are counted there.
     """
 
     def __init__(self, path: Path | None = None, keep: int = 5000, file_bytes: int = 5_000_000, files: int = 3) -> None:
-        self._path, self._file_bytes, self._files = path, file_bytes, files
         self._records: deque[LogRecord] = deque(maxlen=keep)
         self._sequence = itertools.count(1)
         self._next = 1
         self._arrived = asyncio.Event()
         self._closed = False
-        self._unwritten: list[LogRecord] = []
-        self._flush: asyncio.TimerHandle | None = None
-        self._file: TextIO | None = None
+        self._path = path
+        self._file = None if path is None else _File(path, file_bytes, files)
 
     @property
     def next_sequence(self) -> int:
@@ -195,20 +192,18 @@ class Logbook:
     def clear(self) -> None:
         """Forget every line, in memory and on disk. Raises FileSystemError where a file can't be removed."""
         self._records.clear()
-        self._unwritten.clear()
-        self._close_file()
-        if self._path is None:
+        if self._file is None or self._path is None:
             return
         try:
-            for path in [self._path, *(self._rotated(n) for n in range(1, self._files))]:
-                path.unlink(missing_ok=True)
+            self._file.clear()
         except OSError as error:
-            raise FileSystemError(f"The log in {self._path.parent} can't be removed: {error.strerror}.") from error
+            reason = error.strerror or error
+            raise FileSystemError(f"The log in {self._path.parent} can't be removed: {reason}.") from error
 
     def close(self) -> None:
         """Write what is not yet written and end every watch."""
-        self._write()
-        self._close_file()
+        if self._file is not None:
+            self._file.close()
         self.end_watches()
 
     def end_watches(self) -> None:
@@ -219,47 +214,31 @@ class Logbook:
     def _add(self, record: LogRecord) -> None:
         self._next = record.sequence + 1
         self._records.append(record)
-        if self._path is not None:
-            self._unwritten.append(record)
-            if self._flush is None:
-                self._flush = asyncio.get_running_loop().call_later(FLUSH_AFTER, self._write)
+        if self._file is not None:
+            self._file.lines.put(record)
 
     def _wake(self) -> None:
         arrived, self._arrived = self._arrived, asyncio.Event()
         arrived.set()
 
-    def _rotated(self, n: int) -> Path:
-        assert self._path is not None  # noqa: S101
-        return self._path.with_name(f"{self._path.name}.{n}")
 
-    def _write(self) -> None:
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
-        records, self._unwritten = self._unwritten, []
-        if not records or self._path is None:
-            return
-        try:
-            if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("a", encoding="utf-8")
-            self._file.write("".join(f"{record}\n" for record in records))
-            self._file.flush()
-            if self._file.tell() > self._file_bytes:
-                self._rotate()
-        except OSError:  # a full disk must not end the engine; readers still have the ring buffer
-            self._close_file()
+class _File:
+    """Where the lines are written to."""
 
-    def _rotate(self) -> None:
-        assert self._path is not None  # noqa: S101
-        self._close_file()
-        for n in range(self._files - 1, 0, -1):
-            source = self._path if n == 1 else self._rotated(n - 1)
-            if source.exists():
-                source.replace(self._rotated(n))
+    def __init__(self, path: Path, file_bytes: int, files: int) -> None:
+        self._rotating = RotatingFile(path, file_bytes, files)
+        self.lines = LineWriter(f"log {path.name}", self._rotating.write, _lost, pause=FLUSH_AFTER)
 
-    def _close_file(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):  # closing writes again what a full disk has refused
-                file.close()
+    def clear(self) -> None:
+        """Remove it. Raises OSError."""
+        with self.lines.silence(PATIENCE):
+            self._rotating.remove()
+
+    def close(self) -> None:
+        """Write what waits to be written, unless the disk takes too long."""
+        if self.lines.close(PATIENCE):
+            self._rotating.close()
+
+
+def _lost(count: int) -> LogRecord:
+    return LogRecord(0, time.time(), Level.WARN, f"{count} lines could not be written here")

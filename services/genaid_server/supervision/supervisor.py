@@ -14,6 +14,7 @@ from enum import Enum, auto
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
+from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.errors import BackendError, DomainError, ServerBusyError, ServerError
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
@@ -71,8 +72,7 @@ class RestartPolicy:
 
     def delay(self, attempt: int) -> float:
         """How long to wait before restart number `attempt`, from 1: doubling, bounded."""
-        doublings = min(attempt - 1, 60)  # beyond that no float holds the product
-        return min(self.first_delay * 2.0**doublings, self.max_delay)
+        return Backoff(self.first_delay, self.max_delay).delay(attempt)
 
 
 @dataclass(frozen=True)
@@ -278,6 +278,7 @@ class Supervisor[C, R: Run]:
         self._cancel_timer()
         self._life_number += 1
         self._serving_since = None
+        log.info("the %s starts (%s)", self._name, event)
         self._set(
             state=State.STARTING,
             event=event,
@@ -324,6 +325,7 @@ class Supervisor[C, R: Run]:
             load_seconds=self._serving_since - self._begun,
             loaded=self.snapshot.value.to_load,
         )
+        log.info("the %s serves after %.1f s, process %d", self._name, self._serving_since - self._begun, run.pid)
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             _resolve(waiter, run)
@@ -333,6 +335,11 @@ class Supervisor[C, R: Run]:
         if since is not None and time.monotonic() - since >= self._policy.stable_after:
             self._attempts = 0
         self._life, self._run = None, None
+        cause = error.message.partition("\n")[0]  # below are lines of its own log
+        if since is None:
+            log.warning("the %s did not start: %s", self._name, cause)
+        else:
+            log.error("the %s crashed: %s", self._name, cause)
         self._set(
             state=State.CRASHED,
             event="crashed",
@@ -357,6 +364,7 @@ class Supervisor[C, R: Run]:
             life.cancel()
             await asyncio.wait([life])
         if self.snapshot.value.state is not State.STOPPED:
+            log.info("the %s is stopped (%s)", self._name, event)
             self._set(state=State.STOPPED, event=event, pid=None, started_at=None)
         self._fail_waiters(ServerError(f"The {self._name} was stopped."))
 

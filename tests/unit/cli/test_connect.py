@@ -10,6 +10,7 @@ import pytest
 from genaid_server.cli.connect import find_server, settings
 from genaid_server.cli.runfile import Endpoints, published, read_run_file
 from genaid_server.kit.address import Address
+from genaid_server.kit.config import LogLevel
 
 
 @pytest.fixture(autouse=True)
@@ -98,4 +99,5 @@ def test_only_options_that_were_given_become_settings(tmp_path: Path) -> None:
     address = Address("127.0.0.1", 1)
     assert settings() == {}
     assert settings(data_dir=tmp_path, http=address) == {"data_dir": tmp_path, "gateway": {"listen": address}}
+    assert settings(log_level=LogLevel.DEBUG) == {"log": {"level": "debug"}}
     assert settings(image_model="m", resource=address) == {"resource": {"listen": address}, "image": {"model": "m"}}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 SERVERS = {"pydantic", "rich", "numpy", "gguf", "huggingface_hub", "httpx2", "PIL", "cyllama", "xllamacpp", "pynvml"}
-CLIENTS = SERVERS | {"aiohttp", "genaid_server.resource", "genaid_server.image", "genaid_server.gateway"}
+CLIENTS = SERVERS | {"aiohttp"}
+SERVICES = ("genaid_server.resource", "genaid_server.image", "genaid_server.gateway")
 
 PROGRAM = """
 import sys
@@ -38,6 +39,9 @@ def test_a_question_is_asked_without_what_serves_and_draws(command: str) -> None
     modules = imported(command)
     assert "genaid_client.sync" in modules
     assert modules & CLIENTS == set()
+    # Where a service listens is a setting of it; besides the module with those nothing of a service is imported.
+    settings = {name for service in SERVICES for name in (service, f"{service}.config")}
+    assert {name for name in modules if name.startswith(SERVICES)} == settings
 
 
 def test_the_certificates_that_somebody_has_chosen_stay_chosen(tmp_path: Path) -> None:
@@ -53,7 +57,7 @@ from genaid_server.cli.main import load_command
 load_command("up")
 from genaid_server.gateway import main as gateway
 from genaid_server.image import main as image
-from genaid_server.kit.config import load
+from genaid_server.settings import load
 from genaid_server.resource import main as resource
 
 async def main():

@@ -37,8 +37,8 @@ from genaid_server.cli.llm_loading import read_api_key, ready_llm
 from genaid_server.cli.main import app
 from genaid_server.cli.views.llm import as_object, how_to_use, last_error, llm_rows, state_in_words, status_rows
 from genaid_server.kit import errors
-from genaid_server.kit.config import LlmConfig as LlmSettings
-from genaid_server.kit.config import load
+from genaid_server.resource.config import LlmConfig as LlmSettings
+from genaid_server.settings import load
 
 GONE = status_pb2.Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="Socket closed")
 RUNNING = llm_pb2.Llm(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import random
 import shutil
 from collections.abc import Awaitable, Callable
@@ -122,6 +123,26 @@ async def test_a_model_is_downloaded_and_installed(tmp_path: Path) -> None:
         assert (installed.source.type, installed.source.url, installed.source.etag) == (SourceType.URL, URL, '"one"')
         assert (last.bytes_done, last.bytes_total, last.retries) == (len(BIG), len(BIG), 0)
         assert left_over(tmp_path) == set()
+
+
+async def test_the_log_has_a_line_for_the_begin_and_the_end_and_no_secret(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "genaid_server")
+    async with running(tmp_path, one()) as (downloads, _):
+        good = await ended(downloads, await downloads.create(spec(URL, model_id="tiny")))
+        bad = await ended(downloads, await downloads.create(spec("http://models.test/none.gguf?token=s3cret")))
+    lines = [record.getMessage() for record in caplog.records if record.name.endswith("log_lines")]
+    assert [line for line in lines if good.id in line] == [
+        f"download {good.id} begins: tiny.gguf",
+        f"download {good.id} ended: installed as tiny",
+    ]
+    assert [line for line in lines if bad.id in line] == [
+        f"download {bad.id} begins: none.gguf",
+        f"download {bad.id} failed: DOWNLOAD_FAILED: The source has no file http://models.test/none.gguf",
+    ]
+    assert len(lines) == 4
+    assert "s3cret" not in caplog.text
 
 
 async def test_the_hub_s_commit_and_license_are_kept(tmp_path: Path) -> None:

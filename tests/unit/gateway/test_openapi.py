@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from genaid_server.gateway.http.errors import ApiError
-from genaid_server.gateway.images import generation_request, openapi
+from genaid_server.gateway.images import answers, generation_request, openapi
+from genaid_server.gateway.llm import shapes
 
 GOLDEN = Path(__file__).parent.parent.parent / "golden" / "rest"
 DOCUMENT: dict[str, Any] = json.loads(openapi.document())
@@ -128,6 +130,40 @@ def test_events_match_their_schema(name: str) -> None:
     assert matches(json.loads(data.removeprefix("data: ")), named("GenerationEvent"))
 
 
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("created.json", answers.Created),
+        ("pending.json", answers.Generation),
+        ("in_progress.json", answers.Generation),
+        ("in_progress_batch.json", answers.Generation),
+        ("complete.json", answers.Generation),
+        ("complete_batch.json", answers.Generation),
+        ("error.json", answers.Generation),
+        ("error_details.json", answers.Generation),
+        ("cancelled.json", answers.Generation),
+        ("delete.json", answers.Cancelled),
+        ("health.json", answers.Health),
+        ("event_in_progress.txt", answers.GenerationEvent),
+        ("event_complete.txt", answers.GenerationEvent),
+        ("event_error.txt", answers.GenerationEvent),
+        ("event_error_details.txt", answers.GenerationEvent),
+        ("event_lost.txt", answers.Error),
+    ],
+)
+def test_a_documented_answer_is_what_its_model_says_and_no_more(name: str, model: type[BaseModel]) -> None:
+    text = (GOLDEN / name).read_text("utf-8")
+    if name.endswith(".txt"):
+        text = next(line for line in text.splitlines() if line.startswith("data: ")).removeprefix("data: ")
+    read = model.model_validate_json(text)
+    assert read.model_dump(mode="json", by_alias=True, exclude_unset=True) == json.loads(text)
+
+
+def test_an_answer_with_an_unknown_code_is_none_of_ours() -> None:
+    with pytest.raises(ValidationError, match="no documented code"):
+        answers.Error.model_validate_json('{"error": {"message": "x", "code": "WHATEVER"}}')
+
+
 def test_errors_match_their_schema() -> None:
     error = ApiError(503, "SERVER_BUSY", "Busy", suggestion="Wait.")
     assert matches(json.loads(error.body()), named("Error"))
@@ -137,6 +173,7 @@ def test_errors_below_openai_match_theirs() -> None:
     error = ApiError(503, "SERVER_BUSY", "Busy", suggestion="Wait.")
     error.openai = True
     assert matches(json.loads(error.body()), named("OpenAiError"))
+    assert shapes.OpenAiError.model_validate_json(error.body()).error.code == "SERVER_BUSY"
 
 
 @pytest.mark.parametrize(

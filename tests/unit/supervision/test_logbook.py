@@ -3,7 +3,9 @@
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genaid_server.kit.errors import FileSystemError
+from genaid_server.kit.line_writer import LIMIT, LineWriter, RotatingFile
 from genaid_server.supervision.logbook import (
-    FLUSH_AFTER,
     MAX_LINE,
     Level,
     LineSplitter,
@@ -34,6 +36,20 @@ def split(*chunks: bytes) -> list[str]:
 
 def messages(logbook: Logbook) -> list[str]:
     return [record.message for record in logbook.tail(sys.maxsize)]
+
+
+PATIENCE = 30.0  # seconds until a test that waits for a thread gives up
+
+
+def file_of(logbook: Logbook) -> LineWriter:
+    """What writes the file of a logbook."""
+    assert logbook._file is not None
+    return logbook._file.lines
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.01)  # nothing tells what a thread has written
 
 
 def lines_of(path: Path) -> list[str]:
@@ -230,7 +246,7 @@ async def test_lines_reach_the_file_without_being_asked_for(tmp_path: Path) -> N
     path = tmp_path / "engine.log"
     logbook = Logbook(path)
     logbook.append(Level.INFO, "soon")
-    await asyncio.sleep(FLUSH_AFTER)  # timers fire in the order of their times, and the logbook's came first
+    await asyncio.to_thread(wait_for, lambda: path.exists() and bool(lines_of(path)))
     assert lines_of(path)[0].endswith("soon")
     logbook.close()
 
@@ -299,10 +315,44 @@ async def test_a_full_disk_harms_nobody(tmp_path: Path) -> None:
     logbook = Logbook(path)
     for text in ("a", "b"):
         logbook.append(Level.INFO, text)
-        await asyncio.sleep(FLUSH_AFTER)  # as above: it has tried by now
+        assert await asyncio.to_thread(file_of(logbook).flush, PATIENCE)
     logbook.append(Level.INFO, "c")
     logbook.close()
     assert messages(logbook) == ["a", "b", "c"]
+    assert file_of(logbook).dropped == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+async def test_a_disk_that_has_room_again_is_told_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "engine.log"
+    path.symlink_to("/dev/full")
+    logbook = Logbook(path)
+    for text in ("a", "b"):
+        logbook.append(Level.INFO, text)
+    assert await asyncio.to_thread(file_of(logbook).flush, PATIENCE)
+    path.unlink()
+    logbook.append(Level.INFO, "c")
+    logbook.close()
+    assert [LINE.fullmatch(line)[3] for line in lines_of(path)] == ["2 lines could not be written here", "c"]  # type: ignore[index]
+
+
+async def test_lines_come_and_go_while_the_disk_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hang(_: RotatingFile, text: str) -> None:
+        begun.set()
+        assert goes_on.wait(PATIENCE)
+
+    monkeypatch.setattr(RotatingFile, "write", hang)
+    logbook = Logbook(tmp_path / "engine.log")
+    logbook.append(Level.INFO, "first")
+    assert await asyncio.to_thread(begun.wait, PATIENCE)
+    for number in range(LIMIT + 5):
+        logbook.append(Level.INFO, f"line {number}")
+    assert messages(logbook)[-1] == f"line {LIMIT + 4}"
+    assert file_of(logbook).dropped == 5
+    goes_on.set()
+    logbook.close()
 
 
 async def test_a_folder_that_can_not_be_made_harms_nobody(tmp_path: Path) -> None:

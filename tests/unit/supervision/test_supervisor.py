@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -251,7 +252,8 @@ async def test_a_start_that_fails_is_told_to_every_waiter(
     assert (snapshot.state, snapshot.event, snapshot.pid) == (State.CRASHED, "crashed", None)
     assert snapshot.last_error
     logged = [record.levelno for record in caplog.records if record.name.startswith("genaid")]
-    assert logged == ([logging.ERROR] if isinstance(failure, ZeroDivisionError) else [])
+    unexpected = [logging.ERROR] if isinstance(failure, ZeroDivisionError) else []
+    assert logged == [*unexpected, logging.WARNING]
     factory.refusal = None
     await running(engine, factory, "a")
     assert (engine.snapshot.value.restarts, engine.snapshot.value.last_error) == (1, "")
@@ -283,6 +285,26 @@ async def test_another_configuration_may_follow_a_crash(engine: Engine, factory:
 
 
 # Stopping
+
+
+async def test_each_step_of_a_life_is_one_line_of_the_log(
+    engine: Engine, factory: Factory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "genaid_server")
+    life = await running(engine, factory)
+    life.died.set_result("killed by signal 9. Last lines:\na private prompt")
+    await until_state(engine, State.CRASHED)
+    await running(engine, factory)
+    await engine.stop("offloaded")
+    said = [re.sub(r" after \d+\.\d s", "", record.getMessage()) for record in caplog.records]
+    assert said == [
+        "the engine starts (started)",
+        "the engine serves, process 1000",
+        "the engine crashed: The engine ended unexpectedly: killed by signal 9. Last lines:",
+        "the engine starts (restarting)",
+        "the engine serves, process 1001",
+        "the engine is stopped (offloaded)",
+    ]
 
 
 async def test_a_stop_ends_a_running_life_before_it_returns(engine: Engine, factory: Factory) -> None:

@@ -8,6 +8,7 @@ import grpc.aio
 
 from genaid_client.channel import GIVEN_CHANNEL, OPTIONS, Service, cut_off, no_address, typed_errors
 from genaid_client.convert import Page, PageRequest
+from genaid_client.tracing import call_metadata
 
 type AsyncTarget = str | grpc.aio.Channel
 """Where a service is: `host:port`, or a channel to it, which whoever made it closes."""
@@ -48,7 +49,8 @@ class AsyncConnection:
     ) -> Response:
         """The answer to a message."""
         with self._typed_errors():
-            return await method(message, timeout=self.timeout if timeout is None else timeout)
+            deadline = self.timeout if timeout is None else timeout
+            return await method(message, timeout=deadline, metadata=call_metadata())
 
     async def stream[Request, Response, Item](
         self,
@@ -58,7 +60,7 @@ class AsyncConnection:
         timeout: float | None = None,
     ) -> AsyncGenerator[Item, None]:
         """What `unpack` makes of each answer to a message; without a deadline if none is given."""
-        call = method(message, timeout=timeout)
+        call = method(message, timeout=timeout, metadata=call_metadata())
         try:
             with self._typed_errors():
                 async for response in call:

@@ -6,6 +6,7 @@ import grpc
 
 from genaid_client.channel import GIVEN_CHANNEL, OPTIONS, Service, no_address, typed_errors
 from genaid_client.convert import Page, PageRequest
+from genaid_client.tracing import call_metadata
 
 type Target = str | grpc.Channel
 """Where a service is: `host:port`, or a channel to it, which whoever made it closes."""
@@ -45,7 +46,8 @@ class Connection:
     ) -> Response:
         """The answer to a message."""
         with typed_errors(self._address):
-            return method(message, timeout=self.timeout if timeout is None else timeout)
+            deadline = self.timeout if timeout is None else timeout
+            return method(message, timeout=deadline, metadata=call_metadata())
 
     def stream[Request, Response, Item](
         self,
@@ -55,7 +57,7 @@ class Connection:
         timeout: float | None = None,
     ) -> Generator[Item, None, None]:
         """What `unpack` makes of each answer to a message; without a deadline if none is given."""
-        call = method(message, timeout=timeout)
+        call = method(message, timeout=timeout, metadata=call_metadata())
         try:
             with typed_errors(self._address):
                 for response in call:

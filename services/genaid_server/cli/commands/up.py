@@ -8,13 +8,14 @@ from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import settings
 from genaid_server.cli.host import Hosting, host
-from genaid_server.cli.output import printable, say
+from genaid_server.cli.output import printable
 from genaid_server.cli.runfile import Endpoints
 from genaid_server.gateway import main as gateway_service
 from genaid_server.image import main as image_service
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import LlmConfig, load
 from genaid_server.resource import main as resource_service
+from genaid_server.resource.config import LlmConfig
+from genaid_server.settings import load
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -34,7 +35,7 @@ def up(
     config_file: options.ConfigFile = None,
     ready_file: options.ReadyFile = None,
     exit_with_parent: options.ExitWithParent = False,
-    log_level: options.LogLevelOption = options.LogLevel.INFO,
+    log_level: options.LogLevelOption = None,
 ) -> None:
     """Run everything in one process.
 
@@ -49,6 +50,7 @@ def up(
         image_model=image_model,
         llm_model=llm_model,
         llm_port=llm_port,
+        log_level=log_level,
     )
     config = load(config_file, flags)
 
@@ -59,7 +61,6 @@ def up(
         manager.announce("image", str(worker))
         manager.announce("gateway", f"http://{gateway}")
         services.callback(manager.settle)  # the first thing to be done when all of it ends
-        say(llm_announcement(config.llm))
         return Endpoints(http=f"http://{gateway}", resource=str(manager), image=str(worker))
 
     host(
@@ -67,11 +68,14 @@ def up(
             start=start,
             listens=(config.gateway.listen, config.resource.listen, config.image.listen),
             data_dir=config.data_dir,
+            announcement=llm_announcement(config.llm),
             locks=(RESOURCE_LOCK, IMAGE_LOCK),
             findable=True,
             ready_file=ready_file,
             exit_with_parent=exit_with_parent,
-            log_level=log_level,
+            log=config.log,
+            log_name="genaid",
+            access_log=True,
         )
     )
 
@@ -94,15 +98,14 @@ def resource_manager(
     config_file: options.ConfigFile = None,
     ready_file: options.ReadyFile = None,
     exit_with_parent: options.ExitWithParent = False,
-    log_level: options.LogLevelOption = options.LogLevel.INFO,
+    log_level: options.LogLevelOption = None,
 ) -> None:
     """Run only the resource manager."""
-    flags = settings(data_dir=data_dir, resource=resource, llm_model=llm_model, llm_port=llm_port)
+    flags = settings(data_dir=data_dir, resource=resource, llm_model=llm_model, llm_port=llm_port, log_level=log_level)
     config = load(config_file, flags)
 
     async def start(services: AsyncExitStack) -> Endpoints:
         manager = await services.enter_async_context(resource_service.serve(config))
-        say(llm_announcement(config.llm))
         return Endpoints(resource=str(manager))
 
     host(
@@ -110,11 +113,13 @@ def resource_manager(
             start=start,
             listens=(config.resource.listen,),
             data_dir=config.data_dir,
+            announcement=llm_announcement(config.llm),
             locks=(RESOURCE_LOCK,),
             findable=False,
             ready_file=ready_file,
             exit_with_parent=exit_with_parent,
-            log_level=log_level,
+            log=config.log,
+            log_name="resource-manager",
         )
     )
 
@@ -128,13 +133,13 @@ def image_worker(
     config_file: options.ConfigFile = None,
     ready_file: options.ReadyFile = None,
     exit_with_parent: options.ExitWithParent = False,
-    log_level: options.LogLevelOption = options.LogLevel.INFO,
+    log_level: options.LogLevelOption = None,
 ) -> None:
     """Run only the image worker.
 
     It asks the resource manager at --resource for models.
     """
-    flags = settings(data_dir=data_dir, image=image, resource=resource, image_model=image_model)
+    flags = settings(data_dir=data_dir, image=image, resource=resource, image_model=image_model, log_level=log_level)
     config = load(config_file, flags)
 
     async def start(services: AsyncExitStack) -> Endpoints:
@@ -150,27 +155,31 @@ def image_worker(
             findable=False,
             ready_file=ready_file,
             exit_with_parent=exit_with_parent,
-            log_level=log_level,
+            log=config.log,
+            log_name="image-worker",
         )
     )
 
 
 @app.command("gateway", cls=Command)
 def gateway(
+    data_dir: options.DataDir = None,
     http: options.HttpListen = None,
     resource: options.ResourcePeer = None,
     image: options.ImagePeer = None,
     config_file: options.ConfigFile = None,
     ready_file: options.ReadyFile = None,
     exit_with_parent: options.ExitWithParent = False,
-    log_level: options.LogLevelOption = options.LogLevel.INFO,
+    log_level: options.LogLevelOption = None,
 ) -> None:
     """Run only the REST gateway.
 
     It passes requests for images to the image worker at --image, and asks the resource manager at --resource where the
-    LLM engine is.
+    LLM engine is. Its log is below the data directory.
     """
-    config = load(config_file, settings(http=http, resource=resource, image=image))
+    config = load(
+        config_file, settings(data_dir=data_dir, http=http, resource=resource, image=image, log_level=log_level)
+    )
 
     async def start(services: AsyncExitStack) -> Endpoints:
         peers = str(config.image.listen), str(config.resource.listen)
@@ -186,6 +195,8 @@ def gateway(
             findable=False,
             ready_file=ready_file,
             exit_with_parent=exit_with_parent,
-            log_level=log_level,
+            log=config.log,
+            log_name="gateway",
+            access_log=True,
         )
     )

@@ -11,6 +11,9 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
 from genaid_client import GenaidError, Generation, GenerationSpec, GenerationState, ImageInfo
+from genaid_client.tracing import accepted_request_id, set_request_id
+from genaid_server.gateway.config import GatewayConfig
+from genaid_server.gateway.http import access
 from genaid_server.gateway.http.connection import HEADERS, JSON_HEADERS, Connection, error_response
 from genaid_server.gateway.http.errors import (
     NOT_FOUND,
@@ -27,20 +30,20 @@ from genaid_server.gateway.http.guard import is_loopback_host, is_trusted_origin
 from genaid_server.gateway.images import rest
 from genaid_server.gateway.images.mirror import Mirror
 from genaid_server.gateway.llm import openai
-from genaid_server.kit.config import GatewayConfig
 
 log = logging.getLogger(__name__)
 
 type Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BODY_SECONDS: Final = 30.0  # for a request's body to arrive
+REQUEST_ID_HEADER: Final = "X-Request-Id"
 HEARTBEAT_SECONDS: Final = 15.0  # between signs of life on a silent event stream
 
 _GENERATION_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,3}")
 # The star is for what SDKs say of themselves; it covers everything but Authorization, and old browsers don't know it.
-_CORS_HEADERS: Final = "Authorization, Content-Type, Cache-Control, If-None-Match, Last-Event-ID, *"
-_CORS_EXPOSED: Final = "ETag, Location, Retry-After"
+_CORS_HEADERS: Final = "Authorization, Content-Type, Cache-Control, If-None-Match, Last-Event-ID, X-Request-Id, *"
+_CORS_EXPOSED: Final = "ETag, Location, Retry-After, X-Request-Id"
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
@@ -49,7 +52,7 @@ def build(
 ) -> web.Application:
     """The application; `heartbeat` is in seconds. Without a `relay` requests to language models are refused."""
     api = _Api(mirror, relay, config, heartbeat)
-    app = web.Application(middlewares=[api.answer_errors], client_max_size=config.max_body_bytes)
+    app = web.Application(middlewares=[api.trace, api.answer_errors], client_max_size=config.max_body_bytes)
     for path, handlers in api.routes().items():
         _add_resource(app, path, handlers)
     app.router.add_route(hdrs.METH_ANY, "/{path:.*}", _no_such_route, expect_handler=_expect_nothing)
@@ -225,6 +228,19 @@ class _Api:
         return self._llm_relay
 
     @web.middleware
+    async def trace(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Give the request its id; log it where aiohttp won't, because it has no end that can be sent."""
+        request[access.REQUEST_ID] = request_id = accepted_request_id(request.headers.get(REQUEST_ID_HEADER))
+        set_request_id(request_id)  # for this request alone, whose task has a context of its own
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            return await handler(request)
+        except BaseException:
+            access.log_cut_off(request, loop.time() - began)
+            raise
+
+    @web.middleware
     async def answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse who may not call; answer what goes wrong in JSON."""
         try:
@@ -250,7 +266,9 @@ class _Api:
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add what every answer carries."""
+        request[access.RESPONSE] = response
         response.headers.update(HEADERS)
+        response.headers[REQUEST_ID_HEADER] = request[access.REQUEST_ID]
         response.headers["Vary"] = hdrs.ORIGIN
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and is_trusted_origin(origin, self._allowed_origins):

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from genaid_server.gateway.http.access import AccessLogger, log
 from genaid_server.gateway.http.errors import ApiError, internal, invalid
 
 SILENCE: Final = 60.0  # seconds for a request's headers to come, and between requests
@@ -34,7 +35,8 @@ class Connection(web.RequestHandler):
             loop=asyncio.get_running_loop(),
             keepalive_timeout=SILENCE,
             lingering_time=LINGERING,
-            access_log=None,  # type: ignore[arg-type]  # None is aiohttp's way to turn it off
+            access_log=log,
+            access_log_class=AccessLogger,
             auto_decompress=False,
         )
         self._server = server

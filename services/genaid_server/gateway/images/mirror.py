@@ -25,6 +25,7 @@ from genaid_client import (
 )
 from genaid_server.gateway.http.single_flight import Flights
 from genaid_server.gateway.images import rest
+from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.watchable import Watchable
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,7 @@ REVALIDATE_AFTER: Final = 1.0  # seconds
 IDLE_AFTER: Final = 60.0  # seconds without a poll after which a finished generation is let go
 CACHE_BYTES: Final = 64 * 1024 * 1024
 OFF_LOOP_BYTES: Final = 1024 * 1024  # images that encode for longer than about a millisecond
-FIRST_RETRY: Final = 0.1  # seconds, doubled up to LAST_RETRY
-LAST_RETRY: Final = 2.0
+RETRY: Final = Backoff(first=0.1, longest=2.0)
 
 
 class _Entry:
@@ -243,18 +243,18 @@ class Mirror:
             excess -= cost
 
     async def _follow_engine(self) -> None:
-        delay = FIRST_RETRY
+        failures = 0
         while True:
             try:
                 async with aclosing(self._client.engine.watch()) as engines:
                     async for engine in engines:
                         self._engine = engine
-                        delay = FIRST_RETRY
+                        failures = 0
             except GenaidError as error:
                 log.debug("the image worker's engine can't be watched: %s", error.message)
             self._engine = None
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, LAST_RETRY)
+            failures += 1
+            await asyncio.sleep(RETRY.delay(failures))
 
     async def _let_idle_go(self) -> None:
         while True:

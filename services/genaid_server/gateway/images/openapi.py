@@ -1,16 +1,35 @@
-"""The OpenAPI 3.1 document of the gateway: the request from its model, everything else written here."""
+"""The OpenAPI 3.1 document of the gateway: what is sent and answered from its models, operations written here."""
 
 import json
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 
-from genaid_client import Stage
-from genaid_server.gateway.http.errors import CODES
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic_core import core_schema
+
+from genaid_server.gateway.images import answers
 from genaid_server.gateway.images.generation_request import MAX_COUNT, GenerationRequest
-from genaid_server.gateway.llm import openai
+from genaid_server.gateway.llm import openai, shapes
 
 type Schema = dict[str, Any]
+
+MODELS: Final[tuple[type[BaseModel], ...]] = (
+    GenerationRequest,
+    answers.Created,
+    answers.Cancelled,
+    answers.Generation,
+    answers.GenerationEvent,
+    answers.Health,
+    answers.Error,
+    shapes.OpenAiError,
+    shapes.ChatCompletionRequest,
+    shapes.CompletionRequest,
+    shapes.EmbeddingRequest,
+    shapes.ModelList,
+)
+"""What is sent and answered; what they are made of comes along."""
 
 _SCHEMAS: Final = "#/components/schemas/"
 _DESCRIPTION: Final = (
@@ -20,7 +39,9 @@ _DESCRIPTION: Final = (
     "its answers come back as they are. While the engine is being loaded, or comes back, requests wait.\n\n"
     "Only this machine is answered: the Host header must be a loopback name, and pages need an Origin of this machine, "
     "of an application (`app://`, `file://`, `tauri://`, ...) or one that the configuration allows. A page that shows "
-    'an image by its URL from another origin needs `crossorigin="anonymous"` on its `<img>`.'
+    'an image by its URL from another origin needs `crossorigin="anonymous"` on its `<img>`.\n\n'
+    "Each answer carries the id of its request in `X-Request-Id`, under which the logs have it; a request may "
+    "bring its own."
 )
 
 
@@ -273,27 +294,25 @@ def _index() -> Schema:
     }
 
 
+class _Generator(GenerateJsonSchema):
+    """Makes schemas without titles of fields, which only repeat the names, and without null as a default."""
+
+    def field_title_should_be_set(self, _: Any) -> bool:
+        """No."""
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> Schema:
+        """A field that is absent rather than null has no default."""
+        absent = schema.get("default", ...) is None
+        return self.generate_inner(schema["schema"]) if absent else super().default_schema(schema)
+
+
 def _schemas() -> Schema:
-    request = GenerationRequest.model_json_schema(ref_template=_SCHEMAS + "{model}")
-    return {
-        **request.pop("$defs"),
-        "GenerationRequest": request,
-        "Created": _object(id=_TEXT, status={"const": "pending"}, createdAt=_TIME),
-        "Cancelled": _object(id=_TEXT, status={"const": "cancelled"}),
-        "Generation": _generation(_ref("Result")),
-        "GenerationEvent": _generation(_ref("EventResult")),
-        "Progress": _progress(),
-        "Result": _result(_object(image=_BASE64, seed=_INTEGER, width=_INTEGER, height=_INTEGER)),
-        "EventResult": _result(_object(url=_URL, seed=_INTEGER, width=_INTEGER, height=_INTEGER)),
-        "Failure": _failure(),
-        "Health": _object(status={"const": "ok"}, busy={"type": "boolean"}),
-        "Error": _object(error=_error()),
-        "OpenAiError": _object(error=_object(message=_TEXT, type=_TEXT, param={"type": "null"}, code=_code())),
-        **_llm_requests(),
-        "ModelList": _object(
-            object={"const": "list"}, data={"type": "array", "items": _object(id=_TEXT, object={"const": "model"})}
-        ),
-    }
+    _, made = models_json_schema(
+        [(model, "validation") for model in MODELS], ref_template=_SCHEMAS + "{model}", schema_generator=_Generator
+    )
+    schemas: Schema = made["$defs"]
+    return schemas
 
 
 _SCHEMES: Final = {
@@ -302,96 +321,3 @@ _SCHEMES: Final = {
 _KEY: Final[list[Schema]] = [{}, {"engineKey": []}]
 _ANY: Final[Schema] = {}
 _TEXT: Final[Schema] = {"type": "string"}
-_INTEGER: Final[Schema] = {"type": "integer"}
-_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-_TIME: Final[Schema] = {"type": "integer", "description": "Milliseconds since the epoch."}
-_BASE64: Final[Schema] = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
-_URL: Final[Schema] = {"type": "string", "format": "uri-reference", "description": "Where the PNG is."}
-
-
-def _object(**properties: Schema) -> Schema:
-    # Open to further properties: a client that was generated today must understand the gateway of tomorrow.
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def _generation(result: Schema) -> Schema:
-    def state(status: str, **more: Schema) -> Schema:
-        return _object(id=_TEXT, status={"const": status}, createdAt=_TIME, updatedAt=_TIME, **more)
-
-    return {
-        "oneOf": [
-            state("pending"),
-            state("in_progress", progress=_ref("Progress")),
-            state("complete", result=result),
-            state("error", error=_ref("Failure")),
-            state("cancelled"),
-        ]
-    }
-
-
-def _progress() -> Schema:
-    schema = _object(
-        currentStep=_COUNT,
-        totalSteps=_COUNT | {"description": "0 where the number is not known."},
-        stage={"enum": [stage.value for stage in Stage]},
-        percentage={
-            "type": "number",
-            "minimum": 0,
-            "maximum": 100,
-            "description": "Of the whole generation; never falls.",
-        },
-    )
-    batch = {"type": "integer", "minimum": 1, "maximum": MAX_COUNT}
-    schema["properties"]["currentImage"] = batch | {"description": "From 1; only where there are several."}
-    schema["properties"]["totalImages"] = batch | {"description": "Only where there are several."}
-    return schema
-
-
-def _result(image: Schema) -> Schema:
-    return _object(
-        images={"type": "array", "items": image},
-        format={"const": "png"},
-        timeTaken=_COUNT | {"description": "Milliseconds."},
-    )
-
-
-def _llm_requests() -> Schema:
-    sampling: Schema = {
-        "model": _TEXT | {"description": "Any text: the model that is loaded answers."},
-        "stream": {"type": "boolean", "default": False, "description": "Answer with server-sent events."},
-        "max_tokens": _INTEGER | {"description": "Tokens to answer with at most."},
-        "temperature": {"type": "number", "minimum": 0},
-        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
-        "seed": _INTEGER,
-        "stop": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
-    }
-    message = _object(role=_TEXT, content=_ANY | {"description": "Text, or a list of parts."})
-    return {
-        "ChatCompletionRequest": _open({**sampling, "messages": {"type": "array", "items": message}}, "messages"),
-        "CompletionRequest": _open({**sampling, "prompt": _ANY}, "prompt"),
-        "EmbeddingRequest": _open({"model": sampling["model"], "input": _ANY}, "input"),
-    }
-
-
-def _open(properties: Schema, *required: str) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
-
-
-def _code() -> Schema:
-    return {"enum": list(CODES)}
-
-
-def _failure() -> Schema:
-    schema = _object(message=_TEXT | {"description": "For people."}, code=_TEXT)
-    schema["properties"]["details"] = {
-        "type": "object",
-        "additionalProperties": _TEXT,
-        "description": "Facts for programs, such as `required` and `available`; only where there are some.",
-    }
-    return schema
-
-
-def _error() -> Schema:
-    schema = _object(message=_TEXT | {"description": "For people."}, code=_code())
-    schema["properties"]["suggestion"] = _TEXT | {"description": "What to do; only where there is something."}
-    return schema

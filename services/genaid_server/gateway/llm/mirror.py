@@ -17,12 +17,12 @@ from typing import Final, cast
 from genaid_client import AsyncClient, GenaidError, Llm, ServerState
 from genaid_server.gateway.http.errors import RETRY_AFTER, SERVER_BUSY, SERVER_ERROR, ApiError, from_client
 from genaid_server.gateway.http.single_flight import Flights
+from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.watchable import Watchable
 
 log = logging.getLogger(__name__)
 
-FIRST_RETRY: Final = 0.1  # seconds, doubled up to LAST_RETRY
-LAST_RETRY: Final = 2.0
+RETRY: Final = Backoff(first=0.1, longest=2.0)
 RESTARTED_WITHIN: Final = 5.0
 """Seconds that a crashed engine may take to start again. Whether it will nobody tells; the delays grow to 3.2 s."""
 REPLACED_WITHIN: Final = 0.5
@@ -148,18 +148,18 @@ class LlmMirror:
         self._views.set(View(llm, now) if known is None else known.then(llm, now))
 
     async def _follow(self) -> None:
-        delay = FIRST_RETRY
+        failures = 0
         while True:
             try:
                 async with aclosing(self._client.llm.watch()) as states:
                     async for llm in states:
                         self._learn(llm)
-                        delay = FIRST_RETRY
+                        failures = 0
             except GenaidError as error:
                 log.debug("the LLM engine can't be watched: %s", error.message)
             self._views.set(None)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, LAST_RETRY)
+            failures += 1
+            await asyncio.sleep(RETRY.delay(failures))
 
 
 def _runs(llm: Llm) -> bool:

@@ -59,8 +59,8 @@ class LlmRelay:
 
     async def post(self, request: web.Request, path: str, body: bytes) -> web.StreamResponse:
         """Answer a request with what the engine answers at `path`. Raises ApiError where it never runs."""
-        read_object(body)  # what is in it, the engine checks
-        return await self._pass_on(request, path, body)
+        asked = read_object(body)  # what is in it, the engine checks
+        return await self._pass_on(request, path, body, asked.get("id_slot"))
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """Answer with the engine's models; none where none runs, and the one that comes back where it has made room."""
@@ -76,7 +76,9 @@ class LlmRelay:
         """Refuse every request that waits for an engine."""
         self._mirror.end_waiting()
 
-    async def _pass_on(self, request: web.Request, path: str, body: bytes | None) -> web.StreamResponse:
+    async def _pass_on(
+        self, request: web.Request, path: str, body: bytes | None, slot: object = None
+    ) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
         patience, lost = self._hold_seconds, 0
         failed: Llm | None = None
@@ -99,6 +101,9 @@ class LlmRelay:
                 log.exception("the LLM engine's answer makes no sense")
                 raise _nonsense() from error
             else:
+                # The engine numbers its tasks and chooses the slot by itself; only a caller that asks for one knows it.
+                chosen = f", slot {slot}" if isinstance(slot, int) else ""
+                log.debug("%s: the LLM engine (%s, life %d%s) takes it", path, llm.model_id, llm.generation, chosen)
                 async with answer:
                     return await _relay(request, answer)
             failed = llm

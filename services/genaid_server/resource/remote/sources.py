@@ -11,8 +11,8 @@ from typing import Final
 
 from yarl import URL
 
-from genaid_server.kit.config import DownloadsConfig
 from genaid_server.kit.errors import InvalidRequestError
+from genaid_server.resource.config import DownloadsConfig
 from genaid_server.resource.core.downloads.remote import HubFile, Item, RangeError, RemoteError, Resolved
 from genaid_server.resource.core.formats.kinds import ModelFormat
 from genaid_server.resource.core.store.model import ModelSource, SourceType

@@ -36,6 +36,7 @@ from genaid_server.resource.core.downloads.download import (
 from genaid_server.resource.core.downloads.installed import expected_checksum, find_installed
 from genaid_server.resource.core.downloads.job import DownloadJob, JobContext
 from genaid_server.resource.core.downloads.journal import KEEP_ENDED, KEEP_SECONDS, FileRecord, Journal, Record
+from genaid_server.resource.core.downloads.log_lines import log_begin, log_end
 from genaid_server.resource.core.downloads.remote import HubFile, Remote
 from genaid_server.resource.core.downloads.retry import Pauses
 from genaid_server.resource.core.downloads.spec import checked, plan_files
@@ -239,6 +240,7 @@ class Downloads:
     async def _own(self, job: DownloadJob, beginning: "_Beginning | None") -> None:
         """All of a download's work; the one task that does any."""
         job.start()
+        log_begin(job.record)
         error: DomainError | None = None
         try:
             await self._run(job, beginning)
@@ -288,6 +290,7 @@ class Downloads:
         if job.refusal is not None:
             await self._forget(job)  # to ask again, also under the same request id, is to try again
         job.accepted.set()
+        log_end(job.record)
         await self._forget_old()
 
     async def _forget_old(self) -> None:

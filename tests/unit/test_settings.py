@@ -13,11 +13,11 @@ import pytest
 from platformdirs import user_data_path
 
 from genaid_server.kit.address import Address
-from genaid_server.kit.config import Config, load
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.kit.settings import Section
+from genaid_server.settings import Config, load
 
-EXAMPLE = Path(__file__).parents[3] / "genaid.example.toml"
+EXAMPLE = Path(__file__).parents[2] / "genaid.example.toml"
 
 type WriteToml = Callable[[str], Path]
 
