@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
-from pydantic_core import core_schema
 
 from genaid_server.gateway.images import answers
 from genaid_server.gateway.images.generation_request import MAX_COUNT, GenerationRequest
@@ -301,7 +300,7 @@ class _Generator(GenerateJsonSchema):
         """No."""
         return False
 
-    def default_schema(self, schema: core_schema.WithDefaultSchema) -> Schema:
+    def default_schema(self, schema: Any) -> Schema:
         """A field that is absent rather than null has no default."""
         absent = schema.get("default", ...) is None
         return self.generate_inner(schema["schema"]) if absent else super().default_schema(schema)
