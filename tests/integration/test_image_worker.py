@@ -180,8 +180,12 @@ async def test_one_runs_one_waits_and_the_third_is_told(worker: Worker) -> None:
     assert cancelled.state is GenerationState.CANCELLED
     assert (await worker.client.images.get(running.id)).state is not GenerationState.CANCELLED
     following = await worker.client.images.create(TINY)
+    assert following.queue_position == 1
     await worker.client.images.cancel(running.id)
-    assert (await finish(worker, following.id)).state is GenerationState.COMPLETE
+    async for state in worker.client.images.watch(following.id):
+        assert state.queue_position == 0 or state.state is GenerationState.PENDING
+        following = state
+    assert following.state is GenerationState.COMPLETE
 
 
 async def test_a_request_id_gives_the_same_generation(worker: Worker) -> None:

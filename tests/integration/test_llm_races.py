@@ -79,6 +79,7 @@ async def test_a_stop_while_a_replacement_ends_the_old_process(
         await service.client.llm.start("llm")
         start = asyncio.create_task(service.client.llm.start("other", replace=True))
         await stopping(service)
+        assert (await service.client.llm.get()).model_id == "llm"  # which is the one that ends
         assert (await service.client.llm.stop()).state is ServerState.STOPPED
         with pytest.raises(ServerError, match="was stopped"):
             await start

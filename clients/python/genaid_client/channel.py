@@ -32,6 +32,8 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     # A service that was started again is found within a second; by default that may take two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # A new client looks for itself: what another one of this program met at that address may be over.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 

@@ -13,6 +13,7 @@ from genaid_server.image.core.engine import Engine
 from genaid_server.image.core.generation import Generation, State
 from genaid_server.image.core.generations import Generations
 from genaid_server.kit.errors import (
+    AlreadyTerminalError,
     BackendError,
     DomainError,
     FileSystemError,
@@ -169,4 +170,6 @@ def _require_complete(generation: Generation) -> None:
     if (failure := generation.failure) is not None:
         raise _FAILURES.get(failure.code, BackendError)(failure.message, **failure.facts)
     if generation.state is State.CANCELLED:
-        raise BackendError("The generation was cancelled.")
+        raise AlreadyTerminalError("The generation was cancelled.", state="cancelled")
+    if generation.state is not State.COMPLETE:  # its watch has ended, and so does the service
+        raise ServerError("The image worker is shutting down.")

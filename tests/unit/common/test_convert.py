@@ -31,8 +31,9 @@ def test_states_and_reasons_have_the_names_of_the_contract() -> None:
 
 def test_every_word_that_a_supervisor_is_given_for_an_event_is_in_the_contract() -> None:
     sources = [path.read_text("utf-8") for path in Path(genaid_server.__file__).parent.rglob("*.py")]
-    words = {word for text in sources for word in re.findall(r'(?:event="|supervisor\.stop\(")(\w+)"', text)}
-    assert {"ready", "crashed", "unloaded", "offloaded", "reload_failed"} <= words
+    given = re.compile(r'(?:event="|(?:Ending|_happened|_begin_life)\("|on\.Halt\(\w+, ")(\w+)"')
+    words = {word for text in sources for word in given.findall(text)}
+    assert {"ready", "crashed", "unloaded", "started", "stopped", "offloaded", "reload_failed"} <= words
     for word in words:
         assert engines_pb2.EngineEvent.Name(convert.event_to_pb(word)) == f"ENGINE_EVENT_{word.upper()}"
     assert convert.event_to_pb("") == engines_pb2.ENGINE_EVENT_UNSPECIFIED

@@ -12,7 +12,14 @@ from genaid_server.image.core.generation import State as Progress
 from genaid_server.image.core.generations import Generations
 from genaid_server.image.core.progress import Calibration
 from genaid_server.image.servicers import GenerationServicer
-from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError, NotFoundError, ServerError
+from genaid_server.kit.errors import (
+    AlreadyTerminalError,
+    DomainError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotFoundError,
+    ServerError,
+)
 from genaid_server.supervision.stop_reason import StopReason
 from genaid_server.supervision.supervisor import State
 from image_stage import DEAF, FAKE, SMALL, SPEC, drawing, finished, model_in, scene
@@ -223,6 +230,27 @@ async def test_images_that_are_being_handed_out_stay(tmp_path: Path, who: str) -
         assert b"".join(chunk.data for chunk in rest).startswith(b"\x89PNG")
         assert rest[-1].last
         assert first.chunk + b"".join([each.chunk async for each in image]) == b"".join(chunk.data for chunk in rest)
+
+
+@pytest.mark.parametrize(
+    ("end", "error"), [("cancel", AlreadyTerminalError), ("stop", AlreadyTerminalError), ("close", ServerError)]
+)
+async def test_a_call_that_gets_no_images_says_why(tmp_path: Path, end: str, error: type[DomainError]) -> None:
+    async with scene(tmp_path, command=DEAF) as stage, stage.generations() as generations:
+        call = GenerationServicer(generations).GenerateImages(CAT, None)  # type: ignore[arg-type]
+        begun = await anext(aiter(call))
+        ending: asyncio.Task[object] | None = None
+        match end:
+            case "cancel":
+                ending = asyncio.create_task(generations.cancel(begun.generation.id))
+            case "stop":
+                ending = asyncio.create_task(generations.stop_engine())
+            case _:
+                generations.end_watches()
+        with pytest.raises(error):
+            assert not [response async for response in call if response.HasField("chunk")]
+        if ending is not None:
+            await ending
 
 
 async def forget(generations: Generations, identity: str, who: str, clock: list[float]) -> None:

@@ -245,6 +245,7 @@ class Generations:
         """Give the engine to the next one that waits, and tell the others their place."""
         if self._running is None and self._waiting:
             entry = self._running = self._waiting.popleft()
+            self._update(entry, queue_position=0)
             entry.task = asyncio.create_task(self._run(entry), name=f"generation {entry.now.id}")
             entry.task.add_done_callback(partial(self._turn_over, entry))
         for place, entry in enumerate(self._waiting):

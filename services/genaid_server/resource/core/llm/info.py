@@ -90,14 +90,17 @@ def offloaded_llm(known: Known) -> OffloadedLlm | None:
 
 
 def _life(known: Known, snapshot: Snapshot[Launch]) -> Snapshot[EngineConfig]:
-    config = known.decision.config if known.decision else None
+    config, launch = known.decision.config if known.decision else None, snapshot.config
+    if launch is not None and snapshot.pid is not None and launch.number != known.launch:
+        config = launch.decision.config  # another one is to follow, and this one is there still
     life: Snapshot[EngineConfig] = snapshot.with_config(config)
     if known.refusal is not None and not life.last_error:
         life = replace(life, last_error=known.refusal.message, last_error_reason=known.refusal.reason)
+    waits = launch is not None and launch.background and known.stage is not Stage.STARTING
+    if waits and life.pid is None and life.state in (State.STARTING, State.STOPPING):  # for memory, in the background
+        life = replace(life, state=State.STOPPED, event="offloaded")
     if known.stage is not Stage.AWAY or life.pid is not None:
         return life
-    if life.state is State.STARTING:  # it waits for memory in the background
-        life = replace(life, state=State.STOPPED, event="offloaded")
     if known.failure is not None:
         life = replace(life, event="reload_failed", last_error=known.failure.message)
     return life

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from genaid_server.kit.errors import DomainError, ServerError
+from genaid_server.kit.errors import DomainError, InvalidRequestError, ServerError
 from genaid_server.resource.core.llm import events as on
 from genaid_server.resource.core.llm.events import RETRIES, Deciding, Effect, Event, Failure, Stage, State, Waiter
 from genaid_server.resource.core.llm.saved import SavedLlm
@@ -55,7 +55,8 @@ def _follow(state: State, event: Event, now: float) -> Next:  # noqa: C901 - one
         case on.Decided() if state.deciding is not None and state.deciding.number == event.number:
             return _decided(state, state.deciding, event)
         case on.Refused(number, error) if state.deciding is not None and state.deciding.number == number:
-            refusal = error if state.stage is Stage.DOWN else state.refusal
+            wrong = isinstance(error, InvalidRequestError)  # which says something of the request, not of the engine
+            refusal = error if state.stage is Stage.DOWN and not wrong else state.refusal
             return answered(replace(state, deciding=None, refusal=refusal), number, error)
         case on.Renewed(launch, decision) if launch == state.launch:
             return replace(state, decision=decision), []

@@ -59,5 +59,6 @@ def busy(running: LlmRequest) -> ServerBusyError:
     """Why another start is refused."""
     return ServerBusyError(
         f"The LLM engine already runs with {running.model_id} or other options; stop it first, or have it replaced "
-        "(genaid llm start --replace)."
+        "(genaid llm start --replace).",
+        modelId=running.model_id,
     )
