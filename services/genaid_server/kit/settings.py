@@ -70,7 +70,7 @@ def directory(value: object) -> Path:
 
 
 _READERS: Final[dict[Any, Callable[[object], Any]]] = {Address: address, Path: directory}
-"""How values are read that are kinds of ours."""
+"""How values are read that msgspec would take unchecked or as they are."""
 
 
 def _section[S: Section](kind: type[S], said: Mapping[str, Any], where: str, problems: list[str]) -> S:
@@ -87,10 +87,10 @@ def _section[S: Section](kind: type[S], said: Mapping[str, Any], where: str, pro
                 values[name] = _section(of, _table(value), f"{where}{name}.", problems)
             else:
                 values[name] = _READERS[of](value) if of in _READERS else _value(of, value)
-        except (ValueError, msgspec.DecodeError) as error:
+        except ValueError as error:
             problems.append(f"{where}{name} is {reprlib.repr(value)}: {error}")
     section = kind(**values)
-    vars(section)["given"] = frozenset(said)
+    vars(section)["given"] = frozenset(said)  # beside the fields: two tables with the same values are equal
     return section
 
 
