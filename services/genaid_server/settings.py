@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import field
+
 from genaid_server.gateway.config import GatewayConfig
 from genaid_server.image.config import ImageConfig
-from genaid_server.kit.config import LogConfig, directory, read
-from genaid_server.kit.settings import Section, setting
+from genaid_server.kit.config import LogConfig, read
+from genaid_server.kit.settings import Section, directory
 from genaid_server.resource.config import DownloadsConfig, LlmConfig, MemoryConfig, ResourceConfig
 
 NOT_SETTINGS: Final = frozenset({"GENAID_LLM_API_KEY"})
@@ -21,10 +23,10 @@ DOCUMENTED_ENVIRONMENT: Final = {
 }
 
 
-class Config(Section):
+class Config(Section, frozen=True, kw_only=True):
     """Everything that can be set."""
 
-    data_dir: Path = setting(default="", read=directory)
+    data_dir: Path = field(default_factory=lambda: directory(""))
     """Where models, logs and calibration are kept; empty for the platform's own place."""
     log: LogConfig = LogConfig()
     gateway: GatewayConfig = GatewayConfig()

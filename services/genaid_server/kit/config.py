@@ -14,34 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from platformdirs import user_data_path
-
-from genaid_server.kit.address import Address
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.kit.settings import Section, SettingsError
+from genaid_server.kit.settings import Section, SettingsError, read_section
 
 PREFIX: Final = "GENAID_"
-
-
-def address(value: object) -> Address:
-    """The address that a source says. Raises ValueError."""
-    if isinstance(value, Address):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("it must be host:port")
-    return Address.parse(value)
-
-
-def directory(value: object) -> Path:
-    """The path, absolute; empty text is the platform's own place for user data. Raises ValueError."""
-    if not isinstance(value, str | Path):
-        raise ValueError("it must be a path")
-    if value == "":
-        return user_data_path("genaid", appauthor=False)
-    try:
-        return Path(value).expanduser().absolute()
-    except RuntimeError as error:  # ~somebody who is not there
-        raise ValueError(str(error)) from error
 
 
 class LogLevel(StrEnum):
@@ -58,7 +34,7 @@ class LogLevel(StrEnum):
         return logging.getLevelNamesMapping()[self.upper()]
 
 
-class LogConfig(Section):
+class LogConfig(Section, frozen=True, kw_only=True):
     """What a service says of itself on stderr; on disk it is never less than info."""
 
     level: LogLevel = LogLevel.INFO
@@ -85,7 +61,7 @@ def read[C: Section](
     for layer in (_file(file), _documented(os.environ, documented), _environment(os.environ, others), flags or {}):
         values = _merged(values, layer)
     try:
-        return schema(**values)
+        return read_section(schema, values)
     except SettingsError as error:
         raise InvalidRequestError(f"The configuration is wrong: {error}.", field="config") from error
 

@@ -1,10 +1,6 @@
 """JSON that is read into dataclasses and checked."""
 
-from functools import cached_property
-from typing import TYPE_CHECKING, cast
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+import msgspec
 
 
 class ShapeError(ValueError):
@@ -12,32 +8,21 @@ class ShapeError(ValueError):
 
 
 class Shape[T]:
-    """The form of a dataclass as JSON.
-
-    It is worked out when it is first needed, and pydantic imported only then: a service starts in half of the time
-    without, and many a one never reads a file or asks a probe (decision 0021).
-    """
+    """The form of a dataclass as JSON. Keys that it doesn't have are passed over: they are a later version's."""
 
     def __init__(self, kind: type[T]) -> None:
-        self._kind = kind
+        self._decoder = msgspec.json.Decoder(kind)
 
     def read(self, content: bytes | str) -> T:
         """What the JSON holds. Raises ShapeError, which says what is wrong first."""
-        from pydantic import ValidationError
-
         try:
-            return self._adapter.validate_json(content)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ShapeError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+            return self._decoder.decode(content)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise ShapeError(str(error)) from None
+        except RecursionError:
+            raise ShapeError("it is nested too deeply") from None
 
     def write(self, value: T, indent: int | None = None) -> bytes:
         """The value as JSON."""
-        return self._adapter.dump_json(value, indent=indent)
-
-    @cached_property
-    def _adapter(self) -> "TypeAdapter[T]":
-        from pydantic import TypeAdapter
-
-        return cast("TypeAdapter[T]", TypeAdapter(self._kind))
+        written = msgspec.json.encode(value)
+        return written if indent is None else msgspec.json.format(written, indent=indent)
