@@ -308,7 +308,7 @@ async def test_a_reload_makes_way_for_another_image(fake: LlmService, program: F
     after = await fake.back(generation=3)
     assert (after.generation, after.port) == (3, before.port)
     assert (await ask(after, "GET", "/restored")) == (200, 200)
-    assert "makes way for another image" in await messages(fake)
+    assert "is stopped again: the next image needs its memory" in await messages(fake)
 
 
 # --- somebody thinks better of it

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from genaid_client import GenerationSpec, NotFoundError, ServerBusyError
 from genaid_client import types as client
 from genaid_server.cli.command import reported
-from genaid_server.cli.commands.generate import Size, file_names
+from genaid_server.cli.commands.generate import SizeOption, file_names
 from genaid_server.cli.main import COMMANDS, app, load_command
 from genaid_server.cli.output import print_json
 from genaid_server.cli.views.generations import describe, detail, percentage
@@ -190,15 +190,15 @@ def test_a_wrong_configuration_is_named(runner: CliRunner, tmp_path: Path) -> No
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize(("text", "size"), [("512x512", Size(512, 512)), (" 64X4096 ", Size(64, 4096))])
-def test_sizes(text: str, size: Size) -> None:
-    assert Size.parse(text) == size
+@pytest.mark.parametrize(("text", "size"), [("512x512", SizeOption(512, 512)), (" 64X4096 ", SizeOption(64, 4096))])
+def test_sizes(text: str, size: SizeOption) -> None:
+    assert SizeOption.parse(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "512", "x", "512x", "-1x5", "5.5x5", "512x512x512", "٣x٣", "9999999x1"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="WIDTHxHEIGHT"):
-        Size.parse(text)
+        SizeOption.parse(text)
 
 
 def test_file_names(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.resource.core.llm.info import HealthState
 from genaid_server.supervision.logbook import Level, LogRecord
 from genaid_server.supervision.stop_reason import StopReason
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 
 
 def test_states_and_reasons_have_the_names_of_the_contract() -> None:
-    assert [engines_pb2.ServerState.Name(convert.state_to_pb(each)) for each in State] == [
-        f"SERVER_STATE_{each.name}" for each in State
+    assert [engines_pb2.ServerState.Name(convert.state_to_pb(each)) for each in ServerState] == [
+        f"SERVER_STATE_{each.name}" for each in ServerState
     ]
     assert [engines_pb2.StopReason.Name(convert.stop_reason_to_pb(each)) for each in (None, *StopReason)] == [
         f"STOP_REASON_{name}" for name in ("UNSPECIFIED", *(each.name for each in StopReason))
@@ -31,7 +31,7 @@ def test_states_and_reasons_have_the_names_of_the_contract() -> None:
 
 def test_every_word_that_a_supervisor_is_given_for_an_event_is_in_the_contract() -> None:
     sources = [path.read_text("utf-8") for path in Path(genaid_server.__file__).parent.rglob("*.py")]
-    words = {word for text in sources for word in re.findall(r'(?:event="|supervisor\.stop\(")(\w+)"', text)}
+    words = {word for text in sources for word in re.findall(r'(?:event="|supervisor\.stop\("|Ending\(")(\w+)"', text)}
     assert {"ready", "crashed", "unloaded", "offloaded", "reload_failed"} <= words
     for word in words:
         assert engines_pb2.EngineEvent.Name(convert.event_to_pb(word)) == f"ENGINE_EVENT_{word.upper()}"

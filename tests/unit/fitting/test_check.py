@@ -8,9 +8,9 @@ import pytest
 from genaid_server.resource.core.fitting import diffusion_memory, llm_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
 from genaid_server.resource.core.fitting.check import check_diffusion, check_llm
-from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.footprint import Footprint, MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import CacheType, DiffusionShape, LlmShape
-from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes
+from genaid_server.resource.core.fitting.plan import Fit, LlmOptions, LlmWishes
 from genaid_server.resource.core.fitting.recommend import recommend
 from unit.fitting.fitting_models import GIB, flux, llama_8b, mixture
 
@@ -62,7 +62,7 @@ def test_the_config_is_the_recommended_one_where_that_fits_too() -> None:
 
 
 def test_no_margin_is_needed_to_be_possible() -> None:
-    need = llm_memory.need(llama_8b(), LlmConfig(7, 0, 4096, cache_type_k=CacheType.Q8_0, cache_type_v=CacheType.Q8_0))
+    need = llm_memory.need(llama_8b(), LlmOptions(7, 0, 4096, cache_type_k=CacheType.Q8_0, cache_type_v=CacheType.Q8_0))
     exact = Capacity(need.ram.total)
     assert fit_of(llama_8b(), exact).possible
     assert recommend(llama_8b(), SIZE, 32, 4096, exact, 8, LlmWishes(context_size=4096)).config.context_size < 4096
@@ -212,7 +212,7 @@ def images(
     return check_diffusion(shape, 17 * GIB, width, height, capacity, of_total=of_total, has_gpu=gpu, total=total)
 
 
-def need_of(*, gpu: bool, offload: bool = False, size: int = 1024) -> Need:
+def need_of(*, gpu: bool, offload: bool = False, size: int = 1024) -> MemoryNeed:
     return diffusion_memory.need(flux(), width=size, height=size, gpu=gpu, offload_to_cpu=offload)
 
 
@@ -289,5 +289,5 @@ def test_a_diffusion_model_without_a_shape_is_compared_by_its_size() -> None:
     exact = 17 * GIB * 6 // 5
     assert images(None, Capacity(exact, (GIB,))).possible
     fit = images(None, Capacity(exact - 1, (64 * GIB,)))
-    assert (fit.possible, fit.required, fit.need) == (False, exact, Need(Footprint(weights=exact), exact=False))
+    assert (fit.possible, fit.required, fit.need) == (False, exact, MemoryNeed(Footprint(weights=exact), exact=False))
     assert "quantization" in fit.suggestion

@@ -37,7 +37,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 @dataclass(frozen=True)
-class Size:
+class SizeOption:
     """Width and height in pixels."""
 
     width: int
@@ -77,8 +77,10 @@ def generate(
     ],
     negative: Annotated[str, typer.Option("--negative", metavar="TEXT", help="What to avoid.")] = "",
     size: Annotated[
-        Size | None,
-        typer.Option(parser=Size.parse, metavar="WxH", help="Pixels: 64 to 4096, multiples of 8. Default: 512x512."),
+        SizeOption | None,
+        typer.Option(
+            parser=SizeOption.parse, metavar="WxH", help="Pixels: 64 to 4096, multiples of 8. Default: 512x512."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Sampling steps: 1 to 200. Default: 20.")] = None,
     cfg_scale: Annotated[

@@ -35,7 +35,7 @@ from genaid_server.image.core.engine_state import (
     TimeUp,
 )
 from genaid_server.image.core.engine_step import step
-from genaid_server.image.core.lease import SMALLEST, LeaseClient, ManagerAwayError, Need
+from genaid_server.image.core.lease import SMALLEST, EngineNeed, LeaseClient, ManagerAwayError
 from genaid_server.image.core.process import EngineProcess
 from genaid_server.image.core.settings import ImageModel
 from genaid_server.kit.backoff import Backoff
@@ -138,7 +138,7 @@ class EngineOwner:
         """What the resource manager is asked or told, or no more."""
         match effect:
             case AskProspect(ticket, settings):
-                need = Need(settings.model_id, settings.variant, settings.options, SMALLEST)
+                need = EngineNeed(settings.model_id, settings.variant, settings.options, SMALLEST)
                 asked = self._spawn(_outcome(self._manager.prospect(need)))
                 _then(asked, lambda prospect: self.post(ProspectCame(ticket, prospect)))
             case AskModel(ticket):

@@ -8,7 +8,7 @@ from genaid_server.kit.errors import InsufficientResourcesError, InvalidRequestE
 from genaid_server.resource.core.fitting import capacity, check, recommend
 from genaid_server.resource.core.fitting import system_recommendations as advice
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
-from genaid_server.resource.core.fitting.footprint import Amount, Need
+from genaid_server.resource.core.fitting.footprint import Amount, MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import Pooling
 from genaid_server.resource.core.fitting.plan import Fit, LlmWishes, Recommendation
 from genaid_server.resource.core.fitting.shape_cache import Shapes
@@ -164,7 +164,7 @@ class Advisor:
             total=None if of_total else whole,
         )
 
-    async def amount(self, need: Need) -> Amount:
+    async def amount(self, need: MemoryNeed) -> Amount:
         """What a lease for a need is for: where the GPU has no memory of its own, all of it is main memory."""
         hardware = await self._survey.lasting()
         unified = capacity.total(hardware, Ram(0, 0), self.budgets).unified

@@ -7,9 +7,9 @@ from typing import Final
 
 from genaid_server.resource.core.fitting import diffusion_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
-from genaid_server.resource.core.fitting.footprint import Need
+from genaid_server.resource.core.fitting.footprint import MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import DiffusionShape, LlmShape
-from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes
+from genaid_server.resource.core.fitting.plan import Fit, LlmOptions, LlmWishes
 from genaid_server.resource.core.fitting.recommend import trained_for
 from genaid_server.resource.core.fitting.search import LlmModel, Search
 from genaid_server.resource.core.fitting.sizes import pair, words
@@ -109,7 +109,7 @@ class _Short:
 
 
 def _possible(
-    need: Need, capacity: Capacity, vram: int, warning: str, config: LlmConfig | None = None, faster: str = ""
+    need: MemoryNeed, capacity: Capacity, vram: int, warning: str, config: LlmOptions | None = None, faster: str = ""
 ) -> Fit:
     """The memory that decides is the one that is left with the smaller part."""
     ram = capacity.ram_for(need), capacity.ram
@@ -192,7 +192,7 @@ def _opened(wishes: LlmWishes) -> Iterator[tuple[str, LlmWishes]]:
         yield "experts_on_cpu", replace(wishes, experts_on_cpu=None)
 
 
-def _setting(field: str, config: LlmConfig) -> str:
+def _setting(field: str, config: LlmOptions) -> str:
     if field == "gpu_layers":
         return f"gpu_layers {config.gpu_layers}"
     if field == "parallel_requests":
@@ -206,7 +206,7 @@ def _setting(field: str, config: LlmConfig) -> str:
 
 def _ways(
     shape: DiffusionShape | None, size: int, width: int, height: int, capacity: Capacity, *, tiling: bool = False
-) -> list[tuple[Need, str]]:
+) -> list[tuple[MemoryNeed, str]]:
     """How images can be made, the fastest first, each with what it takes and a warning where it is slow."""
     if shape is None:
         return [(diffusion_memory.fallback(size, False), "")]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from genaid_server.resource.core.fitting import system_recommendations as advice
 from genaid_server.resource.core.fitting.capacity import Capacity
 from genaid_server.resource.core.fitting.model_shape import CacheType, LlmShape
-from genaid_server.resource.core.fitting.plan import LlmWishes, Placement, Recommendation
+from genaid_server.resource.core.fitting.plan import LayerPlacement, LlmWishes, Recommendation
 from genaid_server.resource.core.fitting.search import LARGEST, MODEST, Found, LlmModel, Search
 from genaid_server.resource.core.fitting.sizes import pair, words
 from genaid_server.resource.core.fitting.wishes import BLOCK, whole_blocks
@@ -94,11 +94,11 @@ def _gpu_layers(case: _Case) -> str:
         return "None, which takes the least memory; it doesn't fit all the same."
     layers, count = case.model.layers, case.found.config.gpu_layers
     all_layers = f"All {layers} layers fit" if layers > 1 else "The one layer fits"
-    if case.found.placement is Placement.FULL:
+    if case.found.placement is LayerPlacement.FULL:
         return f"{all_layers} on the {case.gpus}: {case.gpu_use}."
-    if case.found.placement is Placement.EXPERTS_ON_CPU:
+    if case.found.placement is LayerPlacement.EXPERTS_ON_CPU:
         return f"{all_layers} on the {case.gpus}, but for the experts, which stay in main memory: {case.gpu_use}."
-    if case.found.placement is Placement.PARTIAL:
+    if case.found.placement is LayerPlacement.PARTIAL:
         experts = ", without their experts" if case.found.config.experts_on_cpu else ""
         return (
             f"{count} of {layers} layers fit on the {case.gpus}{experts}: {case.gpu_use}; "

@@ -23,7 +23,7 @@ _FEW: Final = 6
 """Tenants up to which every choice of who leaves is compared; that many engines never run."""
 
 
-class Kind(StrEnum):
+class TenantKind(StrEnum):
     """What occupies memory."""
 
     IMAGE = "image"
@@ -35,7 +35,7 @@ class Tenant:
     """An engine that has a lease: `amount` is what it is for, `held` what comes free once its process is gone."""
 
     id: str
-    kind: Kind
+    kind: TenantKind
     model_id: str
     amount: Amount
     held: Amount = NO_MEMORY
@@ -194,8 +194,8 @@ def _available(tenants: Sequence[Tenant], room: Room, kind: MemoryKind) -> int:
 
 def _why(need: Amount, tenants: Sequence[Tenant], leaving: Tenant, room: Room, bottleneck: MemoryKind) -> str:
     short_of = _short_of(need, tenants, [], room, bottleneck) or bottleneck
-    who = "The LLM" if leaving.kind is Kind.LLM else "The image engine"
-    verb = "is offloaded" if leaving.kind is Kind.LLM else "is unloaded"
+    who = "The LLM" if leaving.kind is TenantKind.LLM else "The image engine"
+    verb = "is offloaded" if leaving.kind is TenantKind.LLM else "is unloaded"
     taken, required = words(leaving.amount.of(short_of)), words(need.of(short_of))
     name, total = short_of.upper(), words(room.total.of(short_of))
     together = need.of(short_of) + sum(tenant.amount.of(short_of) for tenant in tenants)
