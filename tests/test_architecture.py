@@ -1,9 +1,10 @@
-"""The house keeps its order: who may import whom, how long a file is, and what every package says of itself."""
+"""The layers keep their order: who may import whom, how long a file is, which names are taken, and what every package
+says of itself."""
 
 import ast
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -207,6 +208,27 @@ def longest(path: Path) -> int:
     return MAX_LINES if ours else MAX_TEST_LINES
 
 
+SAME_NAME = {
+    "Lease": "the contract's lease: as the resource manager grants it, and as the image worker holds it",
+    "LeaseState": "the state of that lease, on both sides",
+    "ImagePlacement": "the contract's ImagePlacement: the manager decides it, the worker follows it",
+    "Generation": "a generation: of the image worker, and as the REST API shows it",
+    "Progress": "the progress of a generation: of the image worker, and as the REST API shows it",
+    "Failure": "why a generation failed: of the image worker, and as the REST API shows it",
+}
+"""Names of classes that stand twice in the services: each is one thing of a contract on two sides of a wire."""
+
+
+def classes(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Where the classes of modules are defined, by their names."""
+    found: dict[str, list[str]] = {}
+    for where, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(where)
+    return found
+
+
 OURS = [path for path in files(SERVICES, CLIENTS) if GENERATED not in path.parents]
 EVERYTHING = [*OURS, *files(ROOT / "tests", ROOT / "scripts", ROOT / "bench")]
 PACKAGES = sorted({path.parent for path in OURS} - {CLIENTS})
@@ -239,6 +261,21 @@ def test_every_room_of_the_resource_manager_has_its_place() -> None:
     folder = SERVICES / "genaid_server" / "resource" / "core"
     assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} == {*RESOURCE_ROOMS}
     assert {path.name for path in folder.glob("*.py")} == {"__init__.py"}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places = classes({name(path): path.read_text("utf-8") for path in files(SERVICES)})
+    twice = {taken: where for taken, where in places.items() if len(where) > 1}
+    assert {taken: where for taken, where in twice.items() if taken not in SAME_NAME} == {}
+    assert {*SAME_NAME} == {*twice}  # a reason without two classes is out of date
+    for where in twice.values():
+        services = [Path(path).parts[2] for path in where]
+        assert len({*services}) == len(services), where  # two sides of a wire are in two services
+
+
+def test_a_class_that_stands_twice_is_found() -> None:
+    sources = {"a.py": "class Lease: ...", "b.py": "def f():\n    class Lease: ...", "c.py": "class Lessor: ..."}
+    assert classes(sources) == {"Lease": ["a.py", "b.py"], "Lessor": ["c.py"]}
 
 
 def test_there_is_something_to_check() -> None:
