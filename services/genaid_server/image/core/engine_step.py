@@ -65,7 +65,7 @@ def step(state: EngineState, event: Event, now: float) -> tuple[EngineState, tup
 
 def stopped_error() -> ServerError:
     """What a generation gets while the engine is stopped."""
-    return ServerError("The image engine is stopped. Start it with a model first (genaid engine start MODEL).")
+    return ServerError("The image engine is stopped. Start it first: genaid engine start")
 
 
 class _Turn(Turn):

@@ -58,6 +58,6 @@ def _superseded(state: LlmState) -> ServerError:
 def busy(running: LlmRequest) -> ServerBusyError:
     """Why another start is refused."""
     return ServerBusyError(
-        f"The LLM engine already runs with {running.model_id} or other options; stop it first, or have it replaced "
-        "(genaid llm start --replace)."
+        f"The LLM engine runs already, with the model {running.model_id} and the options that it was started with. "
+        "Stop it first (genaid llm stop), or replace it (genaid llm start MODEL --replace)."
     )
