@@ -256,7 +256,7 @@ async def test_a_program_without_slots_loses_its_caches_and_nothing_else(
         assert ((await offloaded(fake)).saved_tokens, place.conversations) == (0, [])
     assert (await fake.back(generation=2)).port == before.port
     said = await messages(fake)
-    assert said.count("whether requests are at work can't be told: HTTP status 501") == 1
+    assert said.count("whether requests are being computed is not known: HTTP status 501") == 1
     assert said.count("no prompt cache is saved: HTTP status 501") == 1
 
 

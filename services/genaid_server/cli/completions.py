@@ -162,7 +162,7 @@ def _part(data: bytes) -> Part:
                 finish_reason=_text(choice.get("finish_reason")),
                 timings=timings if isinstance(timings, dict) else {},
             )
-    raise BackendError(f"The LLM engine wrote something that is no chat completion. {LOGS}")
+    raise BackendError(f"The LLM engine sent something that is not a chat completion. {LOGS}")
 
 
 def _refusal(status: int, body: bytes) -> GenaidError:

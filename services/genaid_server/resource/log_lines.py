@@ -29,7 +29,9 @@ def line_between(before: LlmInfo, now: LlmInfo) -> Line | None:
         return Line(logging.INFO, f"{model} makes room for another engine, and comes back by itself")
     if before.offloaded and not now.offloaded:
         back = now.life.state is ServerState.RUNNING
-        return Line(logging.INFO, f"{model} is back" if back else f"{model} was given up on, and does not come back")
+        return Line(
+            logging.INFO, f"{model} is back" if back else f"{model} stays stopped: it is not brought back any more"
+        )
     if not cause or cause == before.life.last_error.partition("\n")[0]:
         return None
     if now.offloaded:

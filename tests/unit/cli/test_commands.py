@@ -75,8 +75,8 @@ def test_version(runner: CliRunner) -> None:
         (["up", "--image", "0.0.0.0:8083"], "can be reached from other machines"),
         (["up", "--log-level", "loud"], "Invalid value for '--log-level'"),
         (["up", "surplus"], "unexpected extra argument"),
-        (["image-worker", "--resource", "127.0.0.1:0"], "needs the real port"),
-        (["gateway", "--image", "127.0.0.1:0"], "needs the real port"),
+        (["image-worker", "--resource", "127.0.0.1:0"], "give the port"),
+        (["gateway", "--image", "127.0.0.1:0"], "give the port"),
         (["generate"], "Missing argument 'PROMPT'"),
         (["generate", "--surreal"], "No such option"),
         (["generate", "x", "--size", "512"], "'512' is not WIDTHxHEIGHT in pixels, such as 512x512"),
@@ -88,7 +88,7 @@ def test_version(runner: CliRunner) -> None:
         (["models", "import", "no-such-file.gguf"], "does not exist"),
         (["models", "import", "."], "is a directory"),
         (["models", "list", "--type", "music"], "Invalid value for '--type'"),
-        (["models", "list", "--resource", "127.0.0.1:0"], "needs the real port"),
+        (["models", "list", "--resource", "127.0.0.1:0"], "give the port"),
         (["models", "refresh", "x", "--source", "hearsay"], "Invalid value for '--source'"),
         (["pull"], "Missing argument 'SOURCE'"),
         (["pull", "llama"], "Invalid value for SOURCE: 'llama' names nothing to download"),
@@ -219,7 +219,7 @@ def test_file_names(tmp_path: Path) -> None:
         (ServerBusyError("It is busy. Wait.", {"suggestion": "Wait."}), "SERVER_BUSY", "It is busy. Wait."),
         (NotFoundError("No.", {"suggestion": "Ask anew."}), "NOT_FOUND", "No. Ask anew."),
         (OSError(errno.ENOSPC, "No space left on device", "out.png"), "IO_ERROR", "No space left on device: out.png"),
-        (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates"), "INVALID_REQUEST", "An argument is not text"),
+        (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates"), "INVALID_REQUEST", "An argument is not valid"),
     ],
 )
 def test_expected_errors_become_a_line(

@@ -19,6 +19,7 @@ from genaid_server.resource.core.fitting.footprint import MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import CacheType, Layer, LlmShape
 from genaid_server.resource.core.fitting.plan import Fit, LayerPlacement, LlmOptions, LlmWishes, Recommendation
 from genaid_server.resource.core.fitting.recommend import recommend
+from genaid_server.resource.core.fitting.search import LlmModel
 from genaid_server.resource.core.fitting.wishes import check_wishes
 from genaid_server.resource.core.system.facts import Ram
 from unit.fitting.fitting_models import GIB, MIB, gpu, machine
@@ -120,11 +121,13 @@ class Question:
     wishes: LlmWishes
 
     def recommend(self, room: Capacity) -> Recommendation:
-        return recommend(self.shape, SIZE, 5, self.native, room, self.cores, self.wishes)
+        return recommend(LlmModel(self.shape, SIZE, 5, self.native), room, self.cores, self.wishes)
 
     def check(self, room: Capacity, wishes: LlmWishes | None = None) -> Fit:
         asked = self.wishes if wishes is None else wishes
-        return check_llm(self.shape, SIZE, 5, self.native, room, self.cores, asked, of_total=False, has_gpu=True)
+        return check_llm(
+            LlmModel(self.shape, SIZE, 5, self.native), room, self.cores, asked, of_total=False, has_gpu=True
+        )
 
     @property
     def asked_context(self) -> int | None:

@@ -10,6 +10,7 @@ from genaid_server.resource.core.fitting.capacity import Capacity
 from genaid_server.resource.core.fitting.model_shape import CacheType, Layer, LlmShape
 from genaid_server.resource.core.fitting.plan import LayerPlacement, LlmWishes, Recommendation
 from genaid_server.resource.core.fitting.recommend import recommend
+from genaid_server.resource.core.fitting.search import LlmModel
 from genaid_server.resource.core.fitting.wishes import check_wishes
 from unit.fitting.fitting_models import GIB, MIB, dense, llama_8b, mixture
 
@@ -29,7 +30,7 @@ def advise(
     """With so many GiB of memory."""
     room = Capacity(int(ram * GIB), tuple(int(size * GIB) for size in vram), unified)
     trained = native or (shape.context_length if shape else 4096)
-    return recommend(shape, 8 * GIB, 32, trained, room, cores, wishes)
+    return recommend(LlmModel(shape, 8 * GIB, 32, trained), room, cores, wishes)
 
 
 # --- placement

@@ -343,7 +343,7 @@ async def test_an_idle_engine_leaves_when_its_memory_is_wanted_back(
         await stage.until(ServerState.STOPPED)
         assert stage.engine.info.value.life.event == "unloaded"
         assert stage.engine.info.value.accepting
-        assert "the memory is wanted back: somebody else" in stage.log
+        assert "the resource manager asks for the memory back: somebody else" in stage.log
 
 
 async def test_an_engine_that_works_leaves_afterwards(tmp_path: Path) -> None:

@@ -80,7 +80,10 @@ class TestWays:
         assert tiled.placement.reason.startswith("To save memory the image is decoded in tiles: else it would take ")
         assert " of VRAM, and may use " in tiled.placement.reason
         both = chosen(GPU, Capacity(64 * GIB, (needed(True, True, shape=LIGHT).vram,)), shape=LIGHT)
-        assert "the weights wait in main memory for their turn on the GPU, and the image is" in both.placement.reason
+        assert (
+            "the weights stay in main memory and move to the GPU as they are needed, and the image is"
+            in both.placement.reason
+        )
         in_ram = chosen(CPU, Capacity(needed(tiling=True, gpu=False).ram))
         assert " of RAM, and may use " in in_ram.placement.reason
 

@@ -37,7 +37,7 @@ def info(state: ServerState = ServerState.STOPPED, *, offloaded: bool = False, e
         (
             info(offloaded=True),
             info(),
-            Line(logging.INFO, "the LLM (tiny) was given up on, and does not come back"),
+            Line(logging.INFO, "the LLM (tiny) stays stopped: it is not brought back any more"),
         ),
         (
             info(offloaded=True),

@@ -128,7 +128,7 @@ class TestWaitingForRequests:
         logbook = Logbook()
         assert await caches(Script([NEVER]), logbook).drain(30)
         assert now() < 1
-        assert warnings(logbook) == ["whether requests are at work can't be told: HTTP status 501"]
+        assert warnings(logbook) == ["whether requests are being computed is not known: HTTP status 501"]
 
     @instantly
     async def test_one_that_stumbles_is_asked_again(self) -> None:

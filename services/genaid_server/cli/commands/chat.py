@@ -107,7 +107,7 @@ def chat(
     stops an answer.
     """
     if as_json and prompt is None:
-        raise typer.BadParameter("It is for one answer; give a PROMPT.", param_hint="--json")
+        raise typer.BadParameter("It applies to one answer only: give a PROMPT.", param_hint="--json")
     text = None if prompt is None else _read_prompt(prompt)
     key = read_api_key(api_key_file)
     server = find_server(data_dir, resource=resource)

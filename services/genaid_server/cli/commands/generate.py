@@ -187,7 +187,7 @@ async def draw(client: AsyncClient, spec: GenerationSpec, show: Callable[[Genera
         await _cancel(client, generation)
         raise
     if generation is None:
-        raise ServerError("The server accepted the generation and then said nothing about it.")
+        raise ServerError("The server accepted the generation, but sent no state of it. Try again.")
     if generation.error is not None:
         raise BackendError(f"{generation.error.code}: {generation.error.message}")
     if generation.state is not GenerationState.COMPLETE:

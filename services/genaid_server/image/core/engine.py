@@ -173,7 +173,7 @@ class ImageEngine:
         except ModelNotFoundError as error:
             if settings.is_default:
                 raise
-            self._logbook.append(Level.WARN, f"the default model draws from now on: {error.message}")
+            self._logbook.append(Level.WARN, f"the default model is used from now on: {error.message}")
             self._owner.post(ChoiceGone(settings))
             return await self._manager.resolve("", self._tenant_id)
         except ManagerAwayError:

@@ -150,7 +150,7 @@ class EngineLife:
             case LeaseState.GRANTED:
                 said = lease.placement.reason
             case LeaseState.RECLAIM:
-                said = f"the memory is wanted back: {lease.reason}"
+                said = f"the resource manager asks for the memory back: {lease.reason}"
         if said and said != self._said:
             self._logbook.append(Level.INFO, said)
         self._said = said

@@ -171,7 +171,8 @@ class _Turn(Turn):
             return None
         name = (life.model.id if life and life.model else "") or self.state.settings.model_id
         return ServerBusyError(
-            f"The image engine already runs with {name or 'a model'} or other settings; stop it first or set replace."
+            f"The image engine runs already, with {name or 'a model'} and the settings that it was started with. "
+            "Stop it first (genaid engine stop), or replace it (genaid engine start --replace)."
         )
 
     def _commit(self, start: PendingStart, has_room: bool, model: ImageModel | None = None) -> None:
@@ -322,9 +323,9 @@ class _Turn(Turn):
         if life.ending is not None:
             self._show_stopped(life.ending)
         elif self.state.shown.pid is None:
-            self._refused(error or ServerError("The image engine was given up."))
+            self._refused(error or ServerError("The image engine was stopped before it was ready."))
         else:
-            self._crashed(life, error or ServerError("The image engine was given up."))
+            self._crashed(life, error or ServerError("The image engine ended without an error."))
         for start in self.state.starts:
             if start.stage is StartStage.SELECTING:
                 self._selected()

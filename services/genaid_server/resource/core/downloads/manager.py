@@ -174,7 +174,7 @@ class Downloads:
     def _job(self, download_id: str) -> DownloadJob:
         if job := self._jobs.get(download_id):
             return job
-        raise NotFoundError(f"No download {download_id[:32]!r} is known.", id=download_id[:32])
+        raise NotFoundError(f"There is no download {download_id[:32]!r}.", id=download_id[:32])
 
     async def _accepted(self, job: DownloadJob) -> Download:
         await job.accepted.wait()

@@ -111,7 +111,7 @@ async def _answer(pieces: "_Pieces", request: _RangeRequest) -> None:
 
 
 def _given_up() -> RemoteError:
-    return RemoteError("The header's reading was given up.", permanent=False)
+    return RemoteError("Reading the header was cancelled.", permanent=False)
 
 
 class _BridgedSource:

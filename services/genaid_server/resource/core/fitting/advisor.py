@@ -9,8 +9,9 @@ from genaid_server.resource.core.fitting import capacity, check, recommend
 from genaid_server.resource.core.fitting import system_recommendations as advice
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
 from genaid_server.resource.core.fitting.footprint import Amount, MemoryNeed
-from genaid_server.resource.core.fitting.model_shape import Pooling
+from genaid_server.resource.core.fitting.model_shape import LlmShape, Pooling
 from genaid_server.resource.core.fitting.plan import Fit, LlmWishes, Recommendation
+from genaid_server.resource.core.fitting.search import LlmModel
 from genaid_server.resource.core.fitting.shape_cache import Shapes
 from genaid_server.resource.core.fitting.system_recommendations import Advice
 from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE, check_size, check_wishes
@@ -86,9 +87,7 @@ class Advisor:
         shape = await self._shapes.llm(model)
         check_wishes(wishes, shape)
         hardware, room, _ = await self._rooms()
-        return recommend.recommend(
-            shape, model.size_bytes, model.layer_count, model.context_length, room, _cores(hardware), wishes
-        )
+        return recommend.recommend(_llm_model(model, shape), room, _cores(hardware), wishes)
 
     async def choose(
         self, model_id: str, wishes: LlmWishes, engine_gpus: Callable[[], Awaitable[int]] | None = None
@@ -107,7 +106,7 @@ class Advisor:
         unusable = bool(room.vram and engine_gpus and not await engine_gpus())
         if unusable:
             room, whole = Capacity(room.ram), Capacity(whole.ram)
-        facts = (shape, model.size_bytes, model.layer_count, model.context_length, room, _cores(hardware))
+        facts = (_llm_model(model, shape), room, _cores(hardware))
         given = _chosen(lambda wanted: recommend.recommend(*facts, wanted), wishes, model.context_length)
         if not given.fits:  # with a margin; without one it may
             fit = check.check_llm(*facts, wishes, of_total=False, has_gpu=bool(hardware.gpus), total=whole)
@@ -138,10 +137,7 @@ class Advisor:
         check_wishes(wishes, shape)
         hardware, free, whole = await self._rooms()
         return check.check_llm(
-            shape,
-            model.size_bytes,
-            model.layer_count,
-            model.context_length,
+            _llm_model(model, shape),
             whole if of_total else free,
             _cores(hardware),
             wishes,
@@ -230,6 +226,10 @@ def _emptied(memory: Memory) -> Memory:
         for gpu in memory.gpus
     )
     return replace(memory, ram=ram, gpus=gpus, engines=())
+
+
+def _llm_model(model: Model, shape: LlmShape | None) -> LlmModel:
+    return LlmModel(shape, model.size_bytes, model.layer_count, model.context_length)
 
 
 def _cores(hardware: Hardware) -> int:

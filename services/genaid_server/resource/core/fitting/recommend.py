@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from genaid_server.resource.core.fitting import system_recommendations as advice
 from genaid_server.resource.core.fitting.capacity import Capacity
-from genaid_server.resource.core.fitting.model_shape import CacheType, LlmShape
+from genaid_server.resource.core.fitting.model_shape import CacheType
 from genaid_server.resource.core.fitting.plan import LayerPlacement, LlmWishes, Recommendation
 from genaid_server.resource.core.fitting.search import LARGEST, MODEST, Found, LlmModel, Search
 from genaid_server.resource.core.fitting.sizes import pair, words
@@ -13,22 +13,12 @@ from genaid_server.resource.core.fitting.wishes import BLOCK, whole_blocks
 _AS_ASKED = "As asked for."
 
 
-def recommend(
-    shape: LlmShape | None,
-    size_bytes: int,
-    layer_count: int,
-    native_context: int,
-    capacity: Capacity,
-    cores: int,
-    wishes: LlmWishes,
-) -> Recommendation:
+def recommend(model: LlmModel, capacity: Capacity, cores: int, wishes: LlmWishes) -> Recommendation:
     """The best configuration that fits with a margin, so that it still does a moment later; see `search` for what is
     better. Wishes are kept as they are; only the context is reduced where it has to be, and that is said.
 
-    `size_bytes` and `layer_count` matter where there is no shape. `native_context` is in tokens, `cores` are those to
-    compute with. The wishes have been checked with `check_wishes`.
+    `cores` are those to compute with. The wishes have been checked with `check_wishes`.
     """
-    model = LlmModel(shape, size_bytes, layer_count, native_context)
     search = Search(model, wishes, cores, capacity.with_margin(), capacity)
     found = search.best()
     case = _Case(model, wishes, capacity, cores, search, found or search.smallest(), found is not None)
@@ -202,7 +192,7 @@ def _cache(case: _Case, wish: CacheType | None, other: CacheType | None, others:
 
 def _why_f16(case: _Case) -> str:
     if case.fits:
-        return "There is room for the exact one."
+        return "f16 is exact, and it fits."
     if case.model.shape is not None and not whole_blocks(case.model.shape):
         return f"The others need heads whose width {BLOCK} divides, and this model has others."
     return "The others need flash attention."

@@ -169,7 +169,7 @@ class Leases:
                 self._idle.add(entry)
                 self._used_at = _now()
                 return entry.now
-        raise NotFoundError("There is no such lease, or it is over.", leaseId=lease_id[:100])
+        raise NotFoundError("There is no such lease, or it has ended.", leaseId=lease_id[:100])
 
     # --- the end of a lease
 
@@ -282,7 +282,7 @@ class Leases:
         found = plan(request.amount, tenants, Room(total, Amount(ENDLESS, ENDLESS)))
         if not found.possible or found.departures:
             raise InsufficientResourcesError(
-                "There is no room any more for the image engine beside the others.",
+                "There is no longer enough memory for the image engine beside the others.",
                 required=str(found.required),
                 available=str(found.available),
                 suggestion="It is unloaded, and loaded again for the next image.",

@@ -141,7 +141,7 @@ def _why(fastest: Way, chosen: Way, ram: int, of_gpu: int) -> str:
     """What is done instead of the fastest way, and what that is short of."""
     changes = []
     if chosen.need.offload_to_cpu and not fastest.need.offload_to_cpu:
-        changes.append("the weights wait in main memory for their turn on the GPU")
+        changes.append("the weights stay in main memory and move to the GPU as they are needed")
     if chosen.need.vae_tiling and not fastest.need.vae_tiling:
         changes.append("the image is decoded in tiles")
     if fastest.on_gpu > of_gpu:

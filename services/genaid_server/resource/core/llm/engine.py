@@ -7,7 +7,6 @@ here it is done, outside the owner's turn, and what comes of it is told to the o
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Final, Self
 
 from genaid_server.kit.address import Address, require_free
 from genaid_server.kit.errors import DomainError, ModelNotFoundError, ServerError
+from genaid_server.kit.event_queue import EventQueue
 from genaid_server.kit.request_ids import RequestIds, check_request_id
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.fitting.advisor import Advisor
@@ -67,8 +67,8 @@ class LlmEngine:
         self._supervisor: Supervisor[Launch, LlmProcess] = Supervisor(NAME, self._live, settings.policy)
         self._file, self._slots = SavedFile(settings.data_dir), settings.data_dir / SLOTS
         self._state = LlmState()
-        self._events: deque[Event] = deque()
-        self._turning = self._recovered = False
+        self._events: EventQueue[Event] = EventQueue(self._take, self._publish)
+        self._recovered = False
         self._waiters: dict[int, asyncio.Future[bool]] = {}
         self._asked = 0
         self._requests: RequestIds[asyncio.Future[bool]] = RequestIds()
@@ -195,20 +195,13 @@ class LlmEngine:
     # --- the owner's turn
 
     def _tell(self, event: Event) -> None:
-        """One event after the other: what a turn causes at once comes after that turn."""
-        self._events.append(event)
-        if self._turning:
-            return
-        self._turning = True
-        try:
-            while self._events:
-                self._state, effects = step(self._state, self._events.popleft(), time.time())
-                self._end_outdated()
-                for effect in effects:
-                    self._act(effect)
-        finally:
-            self._turning = False
-        self._publish()
+        self._events.post(event)
+
+    def _take(self, event: Event) -> None:
+        self._state, effects = step(self._state, event, time.time())
+        self._end_outdated()
+        for effect in effects:
+            self._act(effect)
 
     def _act(self, effect: Effect) -> None:
         """Do what is done at once, and begin what takes its time."""

@@ -114,7 +114,7 @@ class PromptCaches:
             return True
         except SlotsError as error:
             if not self._silent:
-                self._logbook.append(Level.WARN, f"whether requests are at work can't be told: {error}")
+                self._logbook.append(Level.WARN, f"whether requests are being computed is not known: {error}")
             self._silent = True
             return False
 
