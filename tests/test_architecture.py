@@ -27,7 +27,7 @@ HOSTS = ("genaid_server.cli.commands.up",)
 class Rule:
     """`where` (a pattern of modules) imports nothing of `never`, apart from what is in `but`.
 
-    `{room}` in `never` and `but` is the module's own room, such as genaid_server.image.
+    `{package}` in `never` and `but` is the module's own package, such as genaid_server.image.
     """
 
     why: str
@@ -38,8 +38,8 @@ class Rule:
     def refuses(self, module: str, imported: str) -> bool:
         if not re.fullmatch(self.where, module):
             return False
-        room = ".".join(module.split(".")[:2])
-        never, but = (tuple(name.format(room=room) for name in names) for names in (self.never, self.but))
+        own = ".".join(module.split(".")[:2])
+        never, but = (tuple(name.format(package=own) for name in names) for names in (self.never, self.but))
         return _within(imported, never) and not _within(imported, but)
 
 
@@ -68,7 +68,7 @@ RULES = [
         "a core rests on the kit",
         r"genaid_server\.\w+\.core(\..*)?",
         ("genaid_server",),
-        (KIT, SUPERVISION, "{room}.core"),
+        (KIT, SUPERVISION, "{package}.core"),
     ),
     Rule(
         "convert, servicers and main alone know both worlds",
@@ -79,16 +79,18 @@ RULES = [
         "services meet over the wire",
         r"genaid_server\.(resource|image)(\..*)?",
         ("genaid_server",),
-        (KIT, SUPERVISION, COMMON, "{room}"),
+        (KIT, SUPERVISION, COMMON, "{package}"),
     ),
-    Rule("convert is below servicers", r"genaid_server\.\w+\.convert(\..*)?", ("{room}.servicers", "{room}.main")),
-    Rule("only main wires", r"genaid_server\.\w+\.servicers(\..*)?", ("{room}.main", RPC)),
+    Rule(
+        "convert is below servicers", r"genaid_server\.\w+\.convert(\..*)?", ("{package}.servicers", "{package}.main")
+    ),
+    Rule("only main wires", r"genaid_server\.\w+\.servicers(\..*)?", ("{package}.main", RPC)),
     Rule("a child is a program of its own", r"genaid_server\.(engines|probes)(\..*)?", (*WIRE, RPC)),
     Rule(
         "a child is a program of its own",
         r"genaid_server\.(engines|probes)(\..*)?",
         ("genaid_server",),
-        (KIT, SUPERVISION, "{room}"),
+        (KIT, SUPERVISION, "{package}"),
     ),
     Rule(
         "the gateway is a client like any other",
@@ -137,7 +139,7 @@ RULES = [
 ]
 
 
-RESOURCE_ROOMS = {
+RESOURCE_PACKAGES = {
     "formats": (),
     "system": (),
     "store": ("formats",),
@@ -146,16 +148,16 @@ RESOURCE_ROOMS = {
     "leases": ("formats", "store", "system", "fitting"),
     "llm": ("formats", "store", "system", "fitting", "leases"),
 }
-"""The rooms of the resource manager's core, each with those below it that it may know."""
+"""The packages of the resource manager's core, each with those below it that it may know."""
 CORE = "genaid_server.resource.core"
 RULES += [
     Rule(
-        f"{room} knows only what stands below it",
-        rf"genaid_server\.resource\.core\.{room}(\..*)?",
+        f"{package} knows only what stands below it",
+        rf"genaid_server\.resource\.core\.{package}(\..*)?",
         (CORE,),
-        tuple(f"{CORE}.{known}" for known in (room, *below)),
+        tuple(f"{CORE}.{known}" for known in (package, *below)),
     )
-    for room, below in RESOURCE_ROOMS.items()
+    for package, below in RESOURCE_PACKAGES.items()
 ]
 
 
@@ -257,9 +259,11 @@ def test_every_package_says_what_it_is(folder: Path) -> None:
     assert ast.get_docstring(ast.parse(marker.read_text("utf-8")))
 
 
-def test_every_room_of_the_resource_manager_has_its_place() -> None:
+def test_every_package_of_the_resource_manager_has_its_place() -> None:
     folder = SERVICES / "genaid_server" / "resource" / "core"
-    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} == {*RESOURCE_ROOMS}
+    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} == {
+        *RESOURCE_PACKAGES
+    }
     assert {path.name for path in folder.glob("*.py")} == {"__init__.py"}
 
 
