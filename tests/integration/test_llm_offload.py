@@ -152,7 +152,7 @@ async def test_it_makes_room_and_comes_back_as_it_was(service: LlmService, place
     assert await evaluated(after, STORIES[0]) <= first * 0.05
     said = [line.partition(": ")[0] for line in await messages(service)]
     assert [line for line in said if not line.startswith(("starting", "srv"))] == [
-        *("engine started", "engine ready", "makes room", "engine offloaded", "engine started", "engine ready"),
+        *("engine started", "engine ready", "is being offloaded", "engine offloaded", "engine started", "engine ready"),
         "it is back",
     ]
 

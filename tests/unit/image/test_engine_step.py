@@ -245,7 +245,7 @@ def test_a_load_that_was_left_ends_its_life_unless_a_start_waits_for_it() -> Non
         ("nothing", ServerState.STOPPED, StopReason.NEVER_STARTED),
         ("stop", ServerState.STOPPED, StopReason.STOPPED),
         ("idle", ServerState.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
-        ("wanted back", ServerState.STOPPED, StopReason.OFFLOADED),
+        ("reclaimed", ServerState.STOPPED, StopReason.OFFLOADED),
         ("refused", ServerState.STOPPED, StopReason.REFUSED_FOR_MEMORY),
         ("no room", ServerState.STOPPED, StopReason.NEVER_STARTED),
         ("no room, after a stop", ServerState.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
@@ -261,7 +261,7 @@ def test_why_it_does_not_run_is_known(course: str, state: ServerState, reason: S
             world.stop()
         case "idle":
             world.time_passes()
-        case "wanted back":
+        case "reclaimed":
             world.want_back(0.0)
             world.time_passes()
         case "refused":

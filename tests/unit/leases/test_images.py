@@ -21,7 +21,7 @@ from genaid_server.resource.core.fitting.footprint import Amount, MemoryKind
 from genaid_server.resource.core.fitting.model_shape import DiffusionShape
 from genaid_server.resource.core.leases.images import ImageLeaseRequest, ImageNeeds
 from genaid_server.resource.core.leases.lease import ImagePlacement, Lease, LeaseRequest
-from genaid_server.resource.core.leases.plan import Room, TenantKind, plan
+from genaid_server.resource.core.leases.plan import AvailableMemory, TenantKind, plan
 from genaid_server.resource.core.leases.usage import Usage, image_key
 from genaid_server.resource.core.leases.ways import ImageNeed, Way, choose
 from genaid_server.resource.core.store.store import ModelStore
@@ -92,7 +92,7 @@ class TestWays:
         room = Amount(needed(True).ram - 1, needed(tiling=True).vram - 2)
         way = chosen(GPU, Capacity(room.ram, (room.vram,)))
         assert way.amount == needed(True)
-        refused = plan(way.amount, [], Room(room, room))
+        refused = plan(way.amount, [], AvailableMemory(room, room))
         assert (refused.possible, refused.bottleneck) == (False, MemoryKind.RAM)
         assert (refused.required, refused.available) == (way.amount.ram, room.ram)
 

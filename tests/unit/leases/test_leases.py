@@ -10,7 +10,7 @@ from genaid_server.kit.errors import NotFoundError, ServerBusyError, ServerError
 from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.leases.lease import LeaseState
 from genaid_server.resource.core.leases.leases import MAX_WAITING, POLL, Leases
-from genaid_server.resource.core.leases.plan import Room
+from genaid_server.resource.core.leases.plan import AvailableMemory
 from unit.leases.lease_machine import TIMEOUT, Machine, Scene, image, instantly, llm, now, refusal, settle
 
 WAITING, GRANTED, RECLAIM = LeaseState
@@ -78,10 +78,10 @@ async def test_what_was_granted_and_is_not_taken_yet_is_not_free_for_others() ->
     async with Scene() as scene:
         starting = await scene.holder(image(8, name="a"))  # 8 are granted, and all 16 are free still
         scene.machine.load(image(0, name="other programs"), Amount(3))
-        assert await scene.leases.room() == Room(Amount(16), Amount(5))
+        assert await scene.leases.available() == AvailableMemory(Amount(16), Amount(5))
         second = await scene.holder(image(4, name="b"))
         assert (second.state, starting.told[-1]) == (GRANTED, (GRANTED, None))
-        assert (await scene.leases.room()).free == Amount(1)
+        assert (await scene.leases.available()).free == Amount(1)
         third = await scene.holder(image(2, name="c"))
         assert (third.state, second.told[-1]) == (WAITING, (RECLAIM, 0.0))
 
@@ -91,11 +91,11 @@ async def test_what_an_engine_holds_is_not_counted_twice() -> None:
     async with Scene() as scene:
         half = await scene.holder(image(8, name="a"))
         scene.machine.load(half.request, Amount(3))
-        assert (await scene.leases.room()).free == Amount(8)
+        assert (await scene.leases.available()).free == Amount(8)
         scene.machine.load(half.request, Amount(8))
-        assert (await scene.leases.room()).free == Amount(8)
+        assert (await scene.leases.available()).free == Amount(8)
         scene.machine.load(half.request, Amount(9))  # more than it said
-        assert (await scene.leases.room()).free == Amount(7)
+        assert (await scene.leases.available()).free == Amount(7)
 
 
 @instantly
@@ -103,7 +103,7 @@ async def test_the_llm_engine_is_known_while_its_model_is_replaced() -> None:
     async with Scene() as scene:
         holder = await scene.holder(llm(8, model_id="new"))
         scene.machine.load(llm(8, model_id="old"))
-        assert (await scene.leases.room()).free == Amount(8)
+        assert (await scene.leases.available()).free == Amount(8)
         assert holder.state is GRANTED
 
 
@@ -194,7 +194,7 @@ async def test_the_llm_stays_when_the_lease_is_not_wanted_any_more() -> None:
         assert talker.told[-2:] == [(RECLAIM, 0.0), (GRANTED, None)]
         assert (talker.state, next_one.state) == (GRANTED, GRANTED)
         assert [lease.request for lease in scene.leases.present()] == [llm(8), image(4, name="small")]
-        assert (await scene.leases.room()).free == Amount(4)
+        assert (await scene.leases.available()).free == Amount(4)
         with pytest.raises(asyncio.CancelledError):
             await painter.held.granted()
 
@@ -273,7 +273,7 @@ async def test_a_larger_lease_takes_the_place_of_the_first() -> None:
         assert (old.over, scene.open()) == (True, [new.now.id])
         await old.leave()  # its end is not that of the engine
         assert scene.open() == [new.now.id]
-        assert (await scene.leases.room()).free == Amount(8)
+        assert (await scene.leases.available()).free == Amount(8)
         with pytest.raises(NotFoundError):
             scene.leases.used(old.now.id)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from genaid_server.kit.errors import InsufficientResourcesError
 from genaid_server.resource.core.fitting.footprint import Amount, MemoryKind
-from genaid_server.resource.core.leases.plan import Plan, Room, Tenant, TenantKind, plan
+from genaid_server.resource.core.leases.plan import AvailableMemory, Plan, Tenant, TenantKind, plan
 
 GB: Final = 2**30
 NOTHING: Final = Amount()
@@ -27,11 +27,11 @@ def painter(ram: int = 0, vram: int = 0, name: str = "painter") -> Tenant:
     return Tenant(name, TenantKind.IMAGE, "artist", amount, amount)
 
 
-def scene(total: Amount, *tenants: Tenant, others: Amount = NOTHING) -> Room:
+def scene(total: Amount, *tenants: Tenant, others: Amount = NOTHING) -> AvailableMemory:
     """What is there, where the tenants have all that they hold and other programs have `others`."""
     ram = total.ram - others.ram - sum(tenant.held.ram for tenant in tenants)
     vram = total.vram - others.vram - sum(tenant.held.vram for tenant in tenants)
-    return Room(total, Amount(ram, vram))
+    return AvailableMemory(total, Amount(ram, vram))
 
 
 def leaving(found: Plan) -> list[str]:
@@ -105,7 +105,9 @@ def test_nobody_leaves_who_has_nothing_of_what_is_short() -> None:
 
 def test_memory_that_is_overdrawn_concerns_only_those_who_need_some_of_it() -> None:
     tenant = llm(ram=GB, vram=6 * GB)
-    room = Room(Amount(16 * GB, 8 * GB), Amount(15 * GB, -7 * GB))  # others took what it was granted, and more
+    room = AvailableMemory(
+        Amount(16 * GB, 8 * GB), Amount(15 * GB, -7 * GB)
+    )  # others took what it was granted, and more
     found = plan(Amount(GB), [tenant], room)
     assert (found.possible, leaving(found), found.available) == (True, [], 15 * GB)
     short = plan(Amount(GB, 1), [tenant], room)
@@ -152,7 +154,7 @@ def test_other_programs_may_be_why_an_engine_leaves() -> None:
 
 def test_what_an_engine_holds_is_counted_once() -> None:
     tenant = llm(6 * GB, held=Amount(8 * GB))  # more than it was granted
-    room = Room(Amount(16 * GB), Amount(8 * GB))
+    room = AvailableMemory(Amount(16 * GB), Amount(8 * GB))
     assert leaving(plan(Amount(6 * GB), [tenant], room)) == []
     assert leaving(plan(Amount(7 * GB), [tenant], room)) == ["llm"]
     assert plan(Amount(16 * GB), [tenant], room).possible
@@ -241,7 +243,7 @@ amounts = st.builds(Amount, sizes, st.just(0) | sizes)
 
 
 @st.composite
-def houses(draw: st.DrawFn, most: int = 5) -> tuple[Amount, list[Tenant], Room]:
+def machines(draw: st.DrawFn, most: int = 5) -> tuple[Amount, list[Tenant], AvailableMemory]:
     """A need, tenants and a room; also ones that nobody would have granted so."""
     kinds = draw(st.lists(st.sampled_from(TenantKind), max_size=most))
     tenants = []
@@ -252,10 +254,14 @@ def houses(draw: st.DrawFn, most: int = 5) -> tuple[Amount, list[Tenant], Room]:
     others = Amount(draw(st.integers(0, 30)), draw(st.integers(0, 30)))
     room = scene(total, *tenants, others=others)
     largest_gpu = draw(st.just(total.vram) | st.integers(0, total.vram))
-    return draw(amounts), tenants, replace(room if draw(st.booleans()) else Room(total, total), largest_gpu=largest_gpu)
+    return (
+        draw(amounts),
+        tenants,
+        replace(room if draw(st.booleans()) else AvailableMemory(total, total), largest_gpu=largest_gpu),
+    )
 
 
-def fits(need: Amount, tenants: list[Tenant], staying: list[Tenant], room: Room) -> bool:
+def fits(need: Amount, tenants: list[Tenant], staying: list[Tenant], room: AvailableMemory) -> bool:
     """The rules, said once more."""
     decides = VRAM if need.vram and room.total.vram else RAM
     for kind in (RAM, VRAM):
@@ -273,9 +279,9 @@ def fits(need: Amount, tenants: list[Tenant], staying: list[Tenant], room: Room)
 
 
 @settings(max_examples=400)
-@given(houses())
+@given(machines())
 def test_the_departures_are_the_fewest_that_do_and_the_smallest_of_those(
-    case: tuple[Amount, list[Tenant], Room],
+    case: tuple[Amount, list[Tenant], AvailableMemory],
 ) -> None:
     need, tenants, room = case
     found = plan(need, tenants, room)
@@ -297,8 +303,10 @@ def test_the_departures_are_the_fewest_that_do_and_the_smallest_of_those(
 
 
 @settings(max_examples=200)
-@given(houses(most=9))
-def test_it_is_possible_exactly_where_an_empty_house_would_do(case: tuple[Amount, list[Tenant], Room]) -> None:
+@given(machines(most=9))
+def test_it_is_possible_exactly_where_an_empty_machine_would_do(
+    case: tuple[Amount, list[Tenant], AvailableMemory],
+) -> None:
     need, tenants, room = case
     found = plan(need, tenants, room)
     assert found.possible == fits(need, tenants, [], room)
@@ -315,8 +323,8 @@ def test_it_is_possible_exactly_where_an_empty_house_would_do(case: tuple[Amount
 
 
 @settings(max_examples=200)
-@given(houses())
-def test_it_depends_on_nothing_else(case: tuple[Amount, list[Tenant], Room]) -> None:
+@given(machines())
+def test_it_depends_on_nothing_else(case: tuple[Amount, list[Tenant], AvailableMemory]) -> None:
     need, tenants, room = case
     before = list(tenants)
     first = plan(need, tenants, room)

@@ -471,7 +471,7 @@ async def test_several_gpus_are_shared_by_an_llm_and_one_is_for_an_image(recorde
     async with recorded.survey(clock=Clock()) as survey:
         measured = await SurveyedMemory(survey, Budgets(vram=20 * GIB))()
     vram = MemoryKind.VRAM
-    most = {kind: measured.room_for(kind, measured.free_for(kind)).most(vram) for kind in TenantKind}
+    most = {kind: measured.available_for(kind, measured.free_for(kind)).most(vram) for kind in TenantKind}
     assert most == {TenantKind.LLM: 20 * GIB, TenantKind.IMAGE: 12 * GIB}
     assert {kind: measured.free_for(kind).vram for kind in TenantKind} == {
         TenantKind.LLM: 14 * GIB,

@@ -60,7 +60,7 @@ class _MirrorEntry:
 
 
 class Mirror:
-    """Answers for the image worker; use it in an `async with`.
+    """A copy of the image worker's state, which polls are answered from; use it in an `async with`.
 
     Methods that take a generation's id raise NotFoundError, and all of them what the client raises.
     """

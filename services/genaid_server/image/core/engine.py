@@ -221,7 +221,7 @@ class ImageEngine:
     async def interrupt(self, process: EngineProcess, grace: float) -> None:
         """Stop the present job; where the engine doesn't within `grace` seconds, kill it and start it again.
 
-        One whose memory is wanted back is not started again.
+        One whose lease is being reclaimed is not started again.
         """
         if await process.cancel(grace):
             return

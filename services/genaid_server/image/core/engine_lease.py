@@ -1,6 +1,6 @@
 """The memory that one life of the engine holds, as a lease of the resource manager.
 
-A lease is a stream: it lasts for as long as the stream does, and tells when the memory is wanted back. It is for the
+A lease is a stream: it lasts for as long as the stream does, and tells when it is being reclaimed. It is for the
 largest image that this life was asked for; nothing is asked of the manager for an image that it covers. Where its
 stream breaks off, the engine stays, and the lease is asked for again.
 """

@@ -1,4 +1,4 @@
-"""The queue of what happens to the image engine, and the hands that do what its step decides.
+"""The owner of the image engine's state: it hands events to the step, and carries out the effects that it decides.
 
 Events are taken one after the other, each whole before the next: nothing is awaited in between. What is to be done runs
 in tasks beside the queue, and comes back as events.
@@ -199,7 +199,7 @@ class EngineOwner:
             await asyncio.sleep(ANNOUNCE_AGAIN.delay(failures))
 
     def _spawn[T](self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        task = asyncio.create_task(work, name="image engine errand")
+        task = asyncio.create_task(work, name="image engine effect")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -41,7 +41,7 @@ class Life:
     """One life of the engine, from the request for its memory to the end of its process.
 
     `model` and `options` are None until the memory is granted. `size` is that of the images that its lease covers.
-    `leave_after` is for how many seconds it may stay without work where its memory is wanted back.
+    `leave_after` is for how many seconds it may stay without work where its lease is being reclaimed.
     """
 
     number: int

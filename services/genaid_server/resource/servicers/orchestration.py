@@ -85,7 +85,7 @@ class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer)
         self, request: orchestration_pb2.ListLeasesRequest, context: Context
     ) -> orchestration_pb2.ListLeasesResponse:
         """A page of leases."""
-        total = (await self._leases.room()).total
+        total = (await self._leases.available()).total
         messages: dict[str, orchestration_pb2.Lease] = {}
 
         def weigh(lease: Lease) -> int:

@@ -86,7 +86,7 @@ class Advisor:
         model = self._language_model(model_id)
         shape = await self._shapes.llm(model)
         check_wishes(wishes, shape)
-        hardware, room, _ = await self._rooms()
+        hardware, room, _ = await self._capacities()
         return recommend.recommend(_llm_model(model, shape), room, _cores(hardware), wishes)
 
     async def choose(
@@ -102,7 +102,7 @@ class Advisor:
         model = self._language_model(model_id)
         shape = await self._shapes.llm(model)
         check_wishes(wishes, shape)
-        hardware, room, whole = await self._rooms(empty=True)
+        hardware, room, whole = await self._capacities(empty=True)
         unusable = bool(room.vram and engine_gpus and not await engine_gpus())
         if unusable:
             room, whole = Capacity(room.ram), Capacity(whole.ram)
@@ -135,7 +135,7 @@ class Advisor:
     async def _check_llm(self, model: Model, of_total: bool, wishes: LlmWishes) -> Fit:
         shape = await self._shapes.llm(model)
         check_wishes(wishes, shape)
-        hardware, free, whole = await self._rooms()
+        hardware, free, whole = await self._capacities()
         return check.check_llm(
             _llm_model(model, shape),
             whole if of_total else free,
@@ -148,7 +148,7 @@ class Advisor:
 
     async def _check_diffusion(self, model: Model, of_total: bool, width: int, height: int) -> Fit:
         shape = await self._shapes.diffusion(model)
-        hardware, free, whole = await self._rooms()
+        hardware, free, whole = await self._capacities()
         return check.check_diffusion(
             shape,
             model.size_bytes,
@@ -166,7 +166,7 @@ class Advisor:
         unified = capacity.total(hardware, Ram(0, 0), self.budgets).unified
         return Amount(need.total) if unified else Amount(need.ram.total, need.vram.total)
 
-    async def _rooms(self, *, empty: bool = False) -> tuple[Hardware, Capacity, Capacity]:
+    async def _capacities(self, *, empty: bool = False) -> tuple[Hardware, Capacity, Capacity]:
         """What is free, and all that there is; `empty` is as if no engine of ours ran."""
         hardware = await (self._survey.lasting() if empty else self._survey.hardware())
         memory = await self._survey.memory()

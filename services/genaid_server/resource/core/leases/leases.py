@@ -22,7 +22,7 @@ from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, LeaseState
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measure, Measured
-from genaid_server.resource.core.leases.plan import ENDLESS, Departure, Plan, Room, Tenant, TenantKind, plan
+from genaid_server.resource.core.leases.plan import ENDLESS, AvailableMemory, Departure, Plan, Tenant, TenantKind, plan
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +152,10 @@ class Leases:
         self._total = measured.total
         return measured
 
-    async def room(self) -> Room:
+    async def available(self) -> AvailableMemory:
         """What there is to share, and what is free now beyond what is granted."""
         measured = await self._measured()
-        return Room(measured.total, _shared(list(measured.engines), measured.free, self._tenants)[1])
+        return AvailableMemory(measured.total, _shared(list(measured.engines), measured.free, self._tenants)[1])
 
     def present(self) -> list[Lease]:
         """All leases, the oldest first."""
@@ -272,14 +272,14 @@ class Leases:
         held = [tenant.request for tenant in self._tenants if tenant.request.tenant_id == request.tenant_id]
         for own in held or ([request] if request.resident else []):
             free += _take(engines, own) or Amount()  # it has that already
-        return plan(request.amount, tenants, measured.room_for(request.kind, free))
+        return plan(request.amount, tenants, measured.available_for(request.kind, free))
 
     def _require_room_beside(self, entry: _LeaseEntry, total: Amount) -> None:
         """A resident engine has taken its memory already: what counts is whether it may stay beside the others. Raises
         InsufficientResourcesError."""
         request = entry.request
         tenants, _ = _shared([], total, self._others(request))
-        found = plan(request.amount, tenants, Room(total, Amount(ENDLESS, ENDLESS)))
+        found = plan(request.amount, tenants, AvailableMemory(total, Amount(ENDLESS, ENDLESS)))
         if not found.possible or found.departures:
             raise InsufficientResourcesError(
                 "There is no longer enough memory for the image engine beside the others.",

@@ -6,7 +6,7 @@ from typing import Protocol
 from genaid_server.resource.core.fitting import capacity
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.footprint import Amount
-from genaid_server.resource.core.leases.plan import ENDLESS, Room, TenantKind
+from genaid_server.resource.core.leases.plan import ENDLESS, AvailableMemory, TenantKind
 from genaid_server.resource.core.system.survey import Survey
 
 
@@ -33,9 +33,9 @@ class Measured:
     best_gpu: int = 0
     largest_gpu: int = 0
 
-    def room_for(self, kind: TenantKind, free: Amount) -> Room:
+    def available_for(self, kind: TenantKind, free: Amount) -> AvailableMemory:
         """What one engine of a kind may have, of which so much is free for it."""
-        return Room(self.total, free, self.largest_gpu if kind is TenantKind.IMAGE else ENDLESS)
+        return AvailableMemory(self.total, free, self.largest_gpu if kind is TenantKind.IMAGE else ENDLESS)
 
     def free_for(self, kind: TenantKind) -> Amount:
         """What one engine of a kind can have: llama.cpp spreads over all GPUs, stable-diffusion.cpp uses one."""

@@ -67,9 +67,9 @@ class LlmState:
     what comes back for an older one is not followed. `plan` is that of the present direction, `launch` that of the
     life that serves or is to (0: none), `halted` the highest of which the process is known to be gone.
 
-    `saved` is what is on disk: what is to run, or to come back. `reclaimed` says why the memory is wanted back, empty
-    where it isn't. `crashed` holds between the unexpected end of a life that served and the next one. `refusal` is what
-    the last start failed with, while nothing runs.
+    `saved` is what is on disk: what is to run, or to come back. `reclaimed` says why the lease is being reclaimed, and
+    is empty where it isn't. `crashed` holds between the unexpected end of a life that served and the next one.
+    `refusal` is what the last start failed with, while nothing runs.
     """
 
     newest: int = 0
@@ -190,7 +190,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """The memory of a life is wanted back."""
+    """The lease of a life is being reclaimed."""
 
     launch: int
     reason: str
@@ -198,7 +198,7 @@ class Reclaimed:
 
 @dataclass(frozen=True, slots=True)
 class LetStay:
-    """The memory of a life is not wanted back any more."""
+    """The lease of a life is no longer being reclaimed."""
 
     launch: int
 

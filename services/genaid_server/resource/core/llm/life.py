@@ -133,7 +133,7 @@ class Lives:
 
 @asynccontextmanager
 async def _followed(lease: Watchable[Lease], launch: int, tell: Callable[[Event], None]) -> AsyncIterator[None]:
-    """Tell, for the time of the block, when the memory is wanted back, and when it isn't any more."""
+    """Tell, for the time of the block, when the lease is being reclaimed, and when it is no longer."""
 
     async def follow() -> None:
         async for now in lease.watch():
