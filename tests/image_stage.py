@@ -9,16 +9,24 @@ from pathlib import Path
 
 import psutil
 
-from genaid_server.image.core.engine import Engine
+from genaid_server.image.core.engine import ImageEngine
 from genaid_server.image.core.generation import Generation, Limits
 from genaid_server.image.core.generations import Generations
-from genaid_server.image.core.lease import Lease, LeaseState, ManagerAwayError, Need, Placement, Prospect, Size
+from genaid_server.image.core.lease import (
+    EngineNeed,
+    ImagePlacement,
+    ImageSize,
+    Lease,
+    LeaseState,
+    ManagerAwayError,
+    Prospect,
+)
 from genaid_server.image.core.progress import Calibration
 from genaid_server.image.core.settings import WHOLE, ImageModel
 from genaid_server.image.core.spec import GenerationSpec
 from genaid_server.kit.errors import DomainError, InsufficientResourcesError, ModelNotFoundError
 from genaid_server.supervision.logbook import Logbook
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 from worker import children
 
 PATIENCE = 100.0  # seconds; a bound for a machine that is busy, not an expectation
@@ -44,29 +52,31 @@ while data := os.read(0, 65536):
 """,
 )
 """A program that says which options it was given."""
-SMALL, LARGE = Size(64, 64), Size(1024, 1024)
+SMALL, LARGE = ImageSize(64, 64), ImageSize(1024, 1024)
 SPEC = GenerationSpec("a cat", width=64, height=64, steps=2, seed=1)
 NO_ROOM = InsufficientResourcesError("too little", required="2", available="1", suggestion="buy some")
 AWAY = ManagerAwayError("nobody answers")
-FASTEST = Placement()
+FASTEST = ImagePlacement()
 
 
 class Stream:
     """One lease in the hands of the test."""
 
-    def __init__(self, name: str, tenant: str, need: Need, resident: bool, model: ImageModel) -> None:
+    def __init__(self, name: str, tenant: str, need: EngineNeed, resident: bool, model: ImageModel) -> None:
         self.name, self.tenant, self.need, self.resident, self.model = name, tenant, need, resident, model
         self.news: asyncio.Queue[Lease | Exception | None] = asyncio.Queue()
         self.over = asyncio.Event()
         self.alive_at_the_end: list[psutil.Process] = []
 
-    def tell(self, state: LeaseState, after: float = 0.0, placement: Placement = FASTEST, reason: str = "") -> None:
+    def tell(
+        self, state: LeaseState, after: float = 0.0, placement: ImagePlacement = FASTEST, reason: str = ""
+    ) -> None:
         self.news.put_nowait(Lease(self.name, state, self.model, reason, after, placement))
 
     def wait(self, reason: str = "") -> None:
         self.tell(LeaseState.WAITING, reason=reason)
 
-    def grant(self, placement: Placement = FASTEST) -> None:
+    def grant(self, placement: ImagePlacement = FASTEST) -> None:
         self.tell(LeaseState.GRANTED, placement=placement)
 
     def reclaim(self, after: float = 0.0) -> None:
@@ -105,12 +115,12 @@ class Manager:
     generous: bool = True
     room: bool | DomainError = True
     away: bool = False
-    placement: Placement = FASTEST
+    placement: ImagePlacement = FASTEST
     streams: list[Stream] = field(default_factory=list)
     announced: list[str] = field(default_factory=list)
     asked_room: asyncio.Event = field(default_factory=asyncio.Event)
     open_for_questions: asyncio.Event = field(default_factory=asyncio.Event)
-    reports: list[tuple[str, Size, int]] = field(default_factory=list)
+    reports: list[tuple[str, ImageSize, int]] = field(default_factory=list)
     reported: asyncio.Event = field(default_factory=asyncio.Event)
     open_for_reports: asyncio.Event = field(default_factory=asyncio.Event)
     report_error: Exception | None = None
@@ -135,7 +145,7 @@ class Manager:
             raise ModelNotFoundError(f"there is no {model_id}" if model_id else "there is not just one")
         return next(iter(self.installed.values()))
 
-    async def prospect(self, need: Need) -> Prospect:
+    async def prospect(self, need: EngineNeed) -> Prospect:
         assert need.size == SMALL
         self.asked_room.set()
         await self.open_for_questions.wait()
@@ -143,7 +153,7 @@ class Manager:
             raise self.room
         return Prospect(self._model(need.model_id), self.room)
 
-    def hold(self, tenant_id: str, need: Need, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
+    def hold(self, tenant_id: str, need: EngineNeed, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
         try:
             model = self._model(need.model_id)
         except ModelNotFoundError as error:
@@ -157,7 +167,7 @@ class Manager:
             stream.grant(self.placement)
         return stream.updates()
 
-    async def report_use(self, lease_id: str, size: Size, peak_ram_bytes: int) -> None:
+    async def report_use(self, lease_id: str, size: ImageSize, peak_ram_bytes: int) -> None:
         self.reports.append((lease_id, size, peak_ram_bytes))
         self.reported.set()
         await self.open_for_reports.wait()
@@ -180,7 +190,7 @@ def model_in(folder: Path, name: str) -> ImageModel:
 class Scene:
     """An engine and its manager."""
 
-    engine: Engine
+    engine: ImageEngine
     manager: Manager
     logbook: Logbook
     model: Path
@@ -194,7 +204,7 @@ class Scene:
     def log(self) -> str:
         return "\n".join(record.message for record in self.logbook.tail(1000))
 
-    async def until(self, wanted: State) -> None:
+    async def until(self, wanted: ServerState) -> None:
         async for info in self.engine.info.watch():
             if info.life.state is wanted:
                 return
@@ -222,7 +232,9 @@ async def scene(
     try:
         async with (
             asyncio.timeout(PATIENCE),
-            Engine(manager, logbook, command=command, keep_alive=keep_alive, default_model=default_model) as engine,
+            ImageEngine(
+                manager, logbook, command=command, keep_alive=keep_alive, default_model=default_model
+            ) as engine,
         ):
             yield Scene(engine, manager, logbook, model.files[0][1], folder)
     finally:

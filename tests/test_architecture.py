@@ -1,9 +1,10 @@
-"""The house keeps its order: who may import whom, how long a file is, and what every package says of itself."""
+"""The layers keep their order: who may import whom, how long a file is, which names are taken, and what every package
+says of itself."""
 
 import ast
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -26,7 +27,7 @@ HOSTS = ("genaid_server.cli.commands.up",)
 class Rule:
     """`where` (a pattern of modules) imports nothing of `never`, apart from what is in `but`.
 
-    `{room}` in `never` and `but` is the module's own room, such as genaid_server.image.
+    `{package}` in `never` and `but` is the module's own package, such as genaid_server.image.
     """
 
     why: str
@@ -37,8 +38,8 @@ class Rule:
     def refuses(self, module: str, imported: str) -> bool:
         if not re.fullmatch(self.where, module):
             return False
-        room = ".".join(module.split(".")[:2])
-        never, but = (tuple(name.format(room=room) for name in names) for names in (self.never, self.but))
+        own = ".".join(module.split(".")[:2])
+        never, but = (tuple(name.format(package=own) for name in names) for names in (self.never, self.but))
         return _within(imported, never) and not _within(imported, but)
 
 
@@ -67,7 +68,7 @@ RULES = [
         "a core rests on the kit",
         r"genaid_server\.\w+\.core(\..*)?",
         ("genaid_server",),
-        (KIT, SUPERVISION, "{room}.core"),
+        (KIT, SUPERVISION, "{package}.core"),
     ),
     Rule(
         "convert, servicers and main alone know both worlds",
@@ -78,16 +79,18 @@ RULES = [
         "services meet over the wire",
         r"genaid_server\.(resource|image)(\..*)?",
         ("genaid_server",),
-        (KIT, SUPERVISION, COMMON, "{room}"),
+        (KIT, SUPERVISION, COMMON, "{package}"),
     ),
-    Rule("convert is below servicers", r"genaid_server\.\w+\.convert(\..*)?", ("{room}.servicers", "{room}.main")),
-    Rule("only main wires", r"genaid_server\.\w+\.servicers(\..*)?", ("{room}.main", RPC)),
+    Rule(
+        "convert is below servicers", r"genaid_server\.\w+\.convert(\..*)?", ("{package}.servicers", "{package}.main")
+    ),
+    Rule("only main wires", r"genaid_server\.\w+\.servicers(\..*)?", ("{package}.main", RPC)),
     Rule("a child is a program of its own", r"genaid_server\.(engines|probes)(\..*)?", (*WIRE, RPC)),
     Rule(
         "a child is a program of its own",
         r"genaid_server\.(engines|probes)(\..*)?",
         ("genaid_server",),
-        (KIT, SUPERVISION, "{room}"),
+        (KIT, SUPERVISION, "{package}"),
     ),
     Rule(
         "the gateway is a client like any other",
@@ -136,7 +139,7 @@ RULES = [
 ]
 
 
-RESOURCE_ROOMS = {
+RESOURCE_PACKAGES = {
     "formats": (),
     "system": (),
     "store": ("formats",),
@@ -145,16 +148,16 @@ RESOURCE_ROOMS = {
     "leases": ("formats", "store", "system", "fitting"),
     "llm": ("formats", "store", "system", "fitting", "leases"),
 }
-"""The rooms of the resource manager's core, each with those below it that it may know."""
+"""The packages of the resource manager's core, each with those below it that it may know."""
 CORE = "genaid_server.resource.core"
 RULES += [
     Rule(
-        f"{room} knows only what stands below it",
-        rf"genaid_server\.resource\.core\.{room}(\..*)?",
+        f"{package} knows only what stands below it",
+        rf"genaid_server\.resource\.core\.{package}(\..*)?",
         (CORE,),
-        tuple(f"{CORE}.{known}" for known in (room, *below)),
+        tuple(f"{CORE}.{known}" for known in (package, *below)),
     )
-    for room, below in RESOURCE_ROOMS.items()
+    for package, below in RESOURCE_PACKAGES.items()
 ]
 
 
@@ -207,6 +210,27 @@ def longest(path: Path) -> int:
     return MAX_LINES if ours else MAX_TEST_LINES
 
 
+SAME_NAME = {
+    "Lease": "the contract's lease: as the resource manager grants it, and as the image worker holds it",
+    "LeaseState": "the state of that lease, on both sides",
+    "ImagePlacement": "the contract's ImagePlacement: the manager decides it, the worker follows it",
+    "Generation": "a generation: of the image worker, and as the REST API shows it",
+    "Progress": "the progress of a generation: of the image worker, and as the REST API shows it",
+    "Failure": "why a generation failed: of the image worker, and as the REST API shows it",
+}
+"""Names of classes that stand twice in the services: each is one thing of a contract on two sides of a wire."""
+
+
+def classes(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Where the classes of modules are defined, by their names."""
+    found: dict[str, list[str]] = {}
+    for where, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(where)
+    return found
+
+
 OURS = [path for path in files(SERVICES, CLIENTS) if GENERATED not in path.parents]
 EVERYTHING = [*OURS, *files(ROOT / "tests", ROOT / "scripts", ROOT / "bench")]
 PACKAGES = sorted({path.parent for path in OURS} - {CLIENTS})
@@ -235,10 +259,27 @@ def test_every_package_says_what_it_is(folder: Path) -> None:
     assert ast.get_docstring(ast.parse(marker.read_text("utf-8")))
 
 
-def test_every_room_of_the_resource_manager_has_its_place() -> None:
+def test_every_package_of_the_resource_manager_has_its_place() -> None:
     folder = SERVICES / "genaid_server" / "resource" / "core"
-    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} == {*RESOURCE_ROOMS}
+    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} == {
+        *RESOURCE_PACKAGES
+    }
     assert {path.name for path in folder.glob("*.py")} == {"__init__.py"}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places = classes({name(path): path.read_text("utf-8") for path in files(SERVICES)})
+    twice = {taken: where for taken, where in places.items() if len(where) > 1}
+    assert {taken: where for taken, where in twice.items() if taken not in SAME_NAME} == {}
+    assert {*SAME_NAME} == {*twice}  # a reason without two classes is out of date
+    for where in twice.values():
+        services = [Path(path).parts[2] for path in where]
+        assert len({*services}) == len(services), where  # two sides of a wire are in two services
+
+
+def test_a_class_that_stands_twice_is_found() -> None:
+    sources = {"a.py": "class Lease: ...", "b.py": "def f():\n    class Lease: ...", "c.py": "class Lessor: ..."}
+    assert classes(sources) == {"Lease": ["a.py", "b.py"], "Lessor": ["c.py"]}
 
 
 def test_there_is_something_to_check() -> None:

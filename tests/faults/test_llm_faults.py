@@ -31,7 +31,7 @@ from genaid_client import (
 )
 from genaid_server.resource.core.fitting import plan
 from genaid_server.resource.core.llm import process
-from genaid_server.resource.core.llm.config import EngineConfig, Serving
+from genaid_server.resource.core.llm.config import LlmEngineConfig, Serving
 from genaid_server.supervision import frames
 from genaid_server.supervision.logbook import MAX_LINE
 from llm_service import FakeProgram, LlmService, alive, ask, chat, engines, fake_program, free_port, llm_service
@@ -247,11 +247,11 @@ def test_the_real_engine_says_all_it_has_to_say_before_it_ends(tmp_path: Path) -
     """Whoever reads its log may be slow; the cause of its failure is the last that it says."""
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"nonsense")
-    config = EngineConfig(
+    config = LlmEngineConfig(
         model_id="llm",
         model_path=broken,
         size_bytes=8,
-        llm=plan.LlmConfig(threads=1, gpu_layers=0, context_size=256),
+        llm=plan.LlmOptions(threads=1, gpu_layers=0, context_size=256),
         serving=Serving(),
         separates_reasoning=False,
         slot_save_path=tmp_path,

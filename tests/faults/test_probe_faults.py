@@ -97,7 +97,7 @@ def names(detection: Detection) -> dict[str, list[str]]:
         ("exit", LONG, "ended without an answer (exit status 0)"),
         ("half", LONG, "ended without an answer (exit status 3)"),
         ("garbage", LONG, "gave an answer that makes no sense"),
-        ("flood", LONG, "said more than an answer"),
+        ("flood", LONG, "gave more than one answer"),
     ],
 )
 async def test_each_fault_is_a_note_and_the_next_time_works(

@@ -14,7 +14,7 @@ from conftest import DemoModels
 from genaid_server.kit.errors import InsufficientResourcesError, InvalidRequestError
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.capacity import Budgets
-from genaid_server.resource.core.fitting.plan import LlmWishes, Placement
+from genaid_server.resource.core.fitting.plan import LayerPlacement, LlmWishes
 from genaid_server.resource.core.llm.devices import engine_gpus
 from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.resource.core.system.survey import Survey
@@ -49,14 +49,14 @@ def gpus(count: int) -> Callable[[], Awaitable[int]]:
 async def test_an_engine_that_can_use_the_gpu_gets_all_layers_there(tmp_path: Path, demo_models: DemoModels) -> None:
     async with advisor(tmp_path, "nvidia-3090", demo_models.llm) as advice:
         given = await advice.choose("demo", NOTHING, gpus(1))
-        assert (given.placement, given.config.gpu_layers) == (Placement.FULL, 2)
+        assert (given.placement, given.config.gpu_layers) == (LayerPlacement.FULL, 2)
         assert (await advice.choose("demo", NOTHING)).config.gpu_layers == 2
 
 
 async def test_an_engine_that_can_not_gets_none_and_the_reason_says_so(tmp_path: Path, demo_models: DemoModels) -> None:
     async with advisor(tmp_path, "nvidia-3090", demo_models.llm) as advice:
         given = await advice.choose("demo", NOTHING, gpus(0))
-        assert (given.placement, given.config.gpu_layers, given.need.vram.total) == (Placement.CPU, 0, 0)
+        assert (given.placement, given.config.gpu_layers, given.need.vram.total) == (LayerPlacement.CPU, 0, 0)
         assert given.reasons["gpu_layers"] == "The installed build of the LLM engine computes on the processor alone."
         with pytest.raises(InsufficientResourcesError, match="no GPU memory"):
             await advice.choose("demo", LlmWishes(gpu_layers=2), gpus(0))

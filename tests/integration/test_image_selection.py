@@ -100,7 +100,9 @@ async def test_a_choice_is_kept_for_as_long_as_its_model_is_there(tmp_path: Path
         assert await drawn_with(worker) == "a"
         assert not (await worker.client.engine.get()).model_chosen
         log = await worker.client.engine.list_logs()
-        assert any("the default model draws from now on: Model 'b' is not installed" in entry.message for entry in log)
+        assert any(
+            "the default model is used from now on: Model 'b' is not installed" in entry.message for entry in log
+        )
 
 
 async def test_a_model_that_was_imported_again_is_opened_where_it_lies_now(

@@ -13,7 +13,7 @@ from genaid_server.demo.models import write_llm
 from genaid_server.resource.core.fitting.llm_memory import batch, need
 from genaid_server.resource.core.fitting.llm_shape import shape_of
 from genaid_server.resource.core.fitting.model_shape import Pooling
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 from genaid_server.resource.core.formats.gguf import read_header
 
 TOLERANCE = 0.15
@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def measured(model: Path, config: LlmConfig, *more: str) -> int:
+def measured(model: Path, config: LlmOptions, *more: str) -> int:
     """Bytes of main memory that the engine takes once all contexts are full."""
     flags = [*more] if config.flash_attention else ["--no-flash-attention"]
     sizes = [f"--context={config.context_size}", f"--slots={config.parallel}"]
@@ -59,7 +59,7 @@ def test_the_estimate_is_what_the_engine_takes(
 ) -> None:
     shape = shape_of([read_header(models / file)])
     assert shape is not None
-    config = LlmConfig(threads=2, gpu_layers=0, context_size=context, parallel=slots, flash_attention=flash_attention)
+    config = LlmOptions(threads=2, gpu_layers=0, context_size=context, parallel=slots, flash_attention=flash_attention)
     estimate = need(shape, config)
     assert estimate.exact
     assert estimate.vram.total == 0
@@ -71,6 +71,6 @@ def test_the_estimate_of_an_embedding_model(models: Path, pooling: Pooling) -> N
     file = models / f"{pooling.name}.gguf"
     shape = shape_of([read_header(file)])
     assert shape is not None
-    config = LlmConfig(threads=2, gpu_layers=0, context_size=2048)
+    config = LlmOptions(threads=2, gpu_layers=0, context_size=2048)
     found = measured(file, config, f"--embeddings={batch(pooling, config.context_size)}")
     assert need(shape, config).ram.total == pytest.approx(found, rel=TOLERANCE)

@@ -152,7 +152,7 @@ async def test_it_makes_room_and_comes_back_as_it_was(service: LlmService, place
     assert await evaluated(after, STORIES[0]) <= first * 0.05
     said = [line.partition(": ")[0] for line in await messages(service)]
     assert [line for line in said if not line.startswith(("starting", "srv"))] == [
-        *("engine started", "engine ready", "makes room", "engine offloaded", "engine started", "engine ready"),
+        *("engine started", "engine ready", "is being offloaded", "engine offloaded", "engine started", "engine ready"),
         "it is back",
     ]
 
@@ -256,7 +256,7 @@ async def test_a_program_without_slots_loses_its_caches_and_nothing_else(
         assert ((await offloaded(fake)).saved_tokens, place.conversations) == (0, [])
     assert (await fake.back(generation=2)).port == before.port
     said = await messages(fake)
-    assert said.count("whether requests are at work can't be told: HTTP status 501") == 1
+    assert said.count("whether requests are being computed is not known: HTTP status 501") == 1
     assert said.count("no prompt cache is saved: HTTP status 501") == 1
 
 
@@ -308,7 +308,7 @@ async def test_a_reload_makes_way_for_another_image(fake: LlmService, program: F
     after = await fake.back(generation=3)
     assert (after.generation, after.port) == (3, before.port)
     assert (await ask(after, "GET", "/restored")) == (200, 200)
-    assert "makes way for another image" in await messages(fake)
+    assert "is stopped again: the next image needs its memory" in await messages(fake)
 
 
 # --- somebody thinks better of it

@@ -153,6 +153,27 @@ async def test_a_start_of_the_service_that_fails_late_keeps_what_is_to_come_back
     assert SavedFile(tmp_path).read() is None
 
 
+async def test_a_service_beside_it_that_can_not_start_forgets_nothing(tmp_path: Path, demo_models: DemoModels) -> None:
+    """As where the gateway's port is taken: the LLM is back already when all services end again."""
+    async with llm_service(tmp_path, demo_models.llm) as service:
+        await service.client.llm.start("llm")
+        left_by_a_kill = (tmp_path / "llm.json").read_bytes()
+    (tmp_path / "llm.json").write_bytes(left_by_a_kill)
+    with pytest.raises(PortInUseError):
+        await serves_beside_one_that_fails(tmp_path)
+    saved = SavedFile(tmp_path).read()
+    assert saved is not None
+    assert saved.request.model_id == "llm"
+    async with llm_service(tmp_path) as service:
+        assert (await service.back(generation=1)).model_id == "llm"
+
+
+async def serves_beside_one_that_fails(data_dir: Path) -> None:
+    async with llm_service(data_dir) as service:
+        await service.back(generation=1)
+        raise PortInUseError("The port of the gateway is taken.")
+
+
 async def test_a_model_that_was_imported_again_is_opened_where_it_lies_now(
     tmp_path: Path, demo_models: DemoModels
 ) -> None:

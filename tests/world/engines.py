@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core.llm.slots import Endpoint, SlotsError, file_name
+from genaid_server.resource.core.llm.slots import EngineEndpoint, SlotsError, file_name
 from genaid_server.supervision import frames
 from genaid_server.supervision.child import Exit
 
@@ -225,21 +225,21 @@ class Nursery:
         await asyncio.sleep(0)
         return any(child.loaded for child in self.living(Kind.LLM) if child.port == port)
 
-    async def slots(self, engine: Endpoint) -> list[bool]:
+    async def slots(self, engine: EngineEndpoint) -> list[bool]:
         await self._at(engine)
         return [False]
 
-    async def save(self, engine: Endpoint, slot: int, name: str) -> int:
+    async def save(self, engine: EngineEndpoint, slot: int, name: str) -> int:
         path = (await self._at(engine)).slots(slot)
         path.write_bytes(json.dumps(name).encode())
         return 7
 
-    async def restore(self, engine: Endpoint, slot: int, name: str) -> int:
+    async def restore(self, engine: EngineEndpoint, slot: int, name: str) -> int:
         if not (await self._at(engine)).slots(slot).is_file():
             raise SlotsError("there is no such file")
         return 7
 
-    async def _at(self, engine: Endpoint) -> EngineChild:
+    async def _at(self, engine: EngineEndpoint) -> EngineChild:
         await asyncio.sleep(0.01)
         for child in self.living(Kind.LLM):
             if child.loaded and child.port == engine.port:

@@ -19,13 +19,15 @@ _IDS: Final = {Kind.LLM: "LLM", Kind.IMAGE: "image"}
 def each_round(world: "World") -> None:
     """What holds between any two rounds of callbacks."""
     stage = world.here
-    seats = stage.seats
+    holders = stage.holders
     for kind in Kind:
         living = world.nursery.living(kind)
         if living:
             world.expect(len(living) == 1, f"{len(living)} {_IDS[kind]} engines live at once")
-            world.expect(any(seat.kind is kind for seat in seats), f"the {_IDS[kind]} engine lives without a lease")
-    granted = sum(seat.ram for seat in seats)
+            world.expect(
+                any(holder.kind is kind for holder in holders), f"the {_IDS[kind]} engine lives without a lease"
+            )
+    granted = sum(holder.ram for holder in holders)
     world.expect(not world.budget or granted <= world.budget, f"{granted} bytes are granted, of {world.budget}")
     if _stopped(world, OF_LLM, ("stop",)):
         world.expect(not world.nursery.living(Kind.LLM), "an LLM engine lives after a stop that was answered")

@@ -42,7 +42,7 @@ ACTIONS: Final = {
 
 @dataclass
 class RealWorld:
-    """Runs in one house, one after the other. `tally` counts what was done."""
+    """Runs in one scene, one after the other. `tally` counts what was done."""
 
     stage: RealStage
     dice: random.Random

@@ -1,4 +1,4 @@
-"""The one place that knows how the owners are made and called: all of a house but its doors, over played engines.
+"""The one place that knows how the owners are made and called: all of a scene but its doors, over played engines.
 
 Everything else in this folder speaks of `Stage` alone. Where an owner gets another face, this file follows.
 """
@@ -17,10 +17,10 @@ import pytest
 from fakes.scripted_remote import ScriptedRemote
 from genaid.image.v1 import generation_pb2
 from genaid_server.image.core import process as image_process
-from genaid_server.image.core.engine import Engine
+from genaid_server.image.core.engine import ImageEngine
 from genaid_server.image.core.generation import Generation, Limits
 from genaid_server.image.core.generations import Generations
-from genaid_server.image.core.lease import Lease, LeaseState, Need, Placement, Prospect, Size
+from genaid_server.image.core.lease import EngineNeed, ImagePlacement, ImageSize, Lease, LeaseState, Prospect
 from genaid_server.image.core.progress import Calibration
 from genaid_server.image.core.settings import WHOLE, ImageModel
 from genaid_server.image.core.spec import GenerationSpec
@@ -33,7 +33,7 @@ from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.plan import LlmWishes
 from genaid_server.resource.core.leases.images import ImageNeeds
-from genaid_server.resource.core.leases.lease import State as LeaseOf
+from genaid_server.resource.core.leases.lease import LeaseState as ManagerLeaseState
 from genaid_server.resource.core.leases.leases import Leases
 from genaid_server.resource.core.leases.measuring import SurveyedMemory
 from genaid_server.resource.core.leases.usage import Usage
@@ -86,7 +86,7 @@ class ImageView:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Holder:
     """A lease that is granted."""
 
     kind: Kind
@@ -124,7 +124,7 @@ class Manager:
         await asyncio.sleep(0)
         return found
 
-    async def prospect(self, need: Need) -> Prospect:
+    async def prospect(self, need: EngineNeed) -> Prospect:
         model = await self.resolve(need.model_id)
         asked = await self._needs.next_image(replace(_image_need(need), model_id=model.id))
         plan = await self._leases.plan(asked)
@@ -132,20 +132,20 @@ class Manager:
             raise InsufficientResourcesError(plan.explanation)
         return Prospect(model, has_room=not plan.departures)
 
-    async def hold(self, tenant_id: str, need: Need, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
+    async def hold(self, tenant_id: str, need: EngineNeed, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
         asked = await self._needs.request(tenant_id, _image_need(need), resident=resident)
-        async with self._leases.hold(asked) as tenancy:
-            async for lease in tenancy.lease.watch():
+        async with self._leases.hold(asked) as held:
+            async for lease in held.lease.watch():
                 placed = lease.request.placement
-                placement = Placement(placed.offload_to_cpu, placed.vae_tiling) if placed else Placement()
+                placement = ImagePlacement(placed.offload_to_cpu, placed.vae_tiling) if placed else ImagePlacement()
                 state = LeaseState[lease.state.name]
                 model = _model(asked.model)
                 yield Lease(lease.id, state, model, lease.reason, lease.reclaim_after or 0.0, placement)
-            tenancy.raise_if_refused()
-            if any(lease.id == tenancy.lease.value.id for lease in self._leases.present()):
+            held.raise_if_refused()
+            if any(lease.id == held.lease.value.id for lease in self._leases.present()):
                 raise ServerError("The resource manager is shutting down.")
 
-    async def report_use(self, lease_id: str, size: Size, peak_ram_bytes: int) -> None:
+    async def report_use(self, lease_id: str, size: ImageSize, peak_ram_bytes: int) -> None:
         await asyncio.sleep(0)
         self._leases.used(lease_id)
 
@@ -154,8 +154,8 @@ class Stage:
     """The owners, wired together as the services wire them. Verbs are awaited; all else is a look."""
 
     def __init__(
-        self, data_dir: Path, store: ModelStore, downloads: Downloads, leases: Leases, llm: LlmEngine, engine: Engine,
-        generations: Generations,
+        self, data_dir: Path, store: ModelStore, downloads: Downloads, leases: Leases, llm: LlmEngine,
+        engine: ImageEngine, generations: Generations,
     ) -> None:  # fmt: skip
         self.data_dir = data_dir
         self._store, self._downloads, self._leases = store, downloads, leases
@@ -202,7 +202,9 @@ class Stage:
             manager = Manager(needs, leases)
             images = Logbook(data_dir / "logs" / "image-engine.log")
             stack.callback(images.close)
-            engine = await stack.enter_async_context(Engine(manager, images, keep_alive=KEEP_ALIVE, data_dir=data_dir))
+            engine = await stack.enter_async_context(
+                ImageEngine(manager, images, keep_alive=KEEP_ALIVE, data_dir=data_dir)
+            )
             calibration = Calibration(data_dir / "calibration.json")
             generations = await stack.enter_async_context(Generations(engine, calibration, LIMITS))
             yield cls(data_dir, store, downloads, leases, llm, engine, generations)
@@ -307,9 +309,9 @@ class Stage:
     # --- memory
 
     @property
-    def seats(self) -> list[Seat]:
-        present = [lease for lease in self._leases.present() if lease.state is not LeaseOf.WAITING]
-        return [Seat(Kind(lease.request.kind.value), lease.request.amount.ram) for lease in present]
+    def holders(self) -> list[Holder]:
+        present = [lease for lease in self._leases.present() if lease.state is not ManagerLeaseState.WAITING]
+        return [Holder(Kind(lease.request.kind.value), lease.request.amount.ram) for lease in present]
 
 
 def saved_file(data_dir: Path) -> Path:
@@ -345,5 +347,5 @@ def _model(model: Model) -> ImageModel:
     return ImageModel(model.id, model.name, ((WHOLE, model.path),))
 
 
-def _image_need(need: Need) -> ImageNeed:
+def _image_need(need: EngineNeed) -> ImageNeed:
     return replace(ImageNeed(need.model_id, need.size.width, need.size.height), variant=need.variant)

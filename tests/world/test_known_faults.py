@@ -10,7 +10,7 @@ from world.world import World
 
 
 @contextmanager
-def house(*, scarce: bool = True) -> Iterator[World]:
+def scene(*, scarce: bool = True) -> Iterator[World]:
     """A world, which comes to rest and is looked at when the block ends."""
     world = World(seed=1, scarce=scarce)
     try:
@@ -27,7 +27,7 @@ ROUNDS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55)
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_a_stop_during_a_restart_wins(rounds: int) -> None:
-    with house() as world:
+    with scene() as world:
         world.start()
         world.advance(1.0)
         world.restart()
@@ -36,7 +36,7 @@ def test_a_stop_during_a_restart_wins(rounds: int) -> None:
 
 
 def test_a_stop_while_a_restart_waits_for_the_old_life_wins() -> None:
-    with house() as world:
+    with scene() as world:
         world.next_life(Kind.LLM, Manners(stubborn=True))
         world.start()
         world.advance(1.0)
@@ -47,7 +47,7 @@ def test_a_stop_while_a_restart_waits_for_the_old_life_wins() -> None:
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_a_stop_during_a_replacement_wins(rounds: int) -> None:
-    with house() as world:
+    with scene() as world:
         world.start(context=256)
         world.advance(1.0)
         world.start(context=128, replace_running=True)
@@ -57,7 +57,7 @@ def test_a_stop_during_a_replacement_wins(rounds: int) -> None:
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_a_stop_during_the_first_start_wins(rounds: int) -> None:
-    with house() as world:
+    with scene() as world:
         world.start()
         world.turn(rounds)
         world.stop()
@@ -65,7 +65,7 @@ def test_a_stop_during_the_first_start_wins(rounds: int) -> None:
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_a_start_after_a_stop_wins(rounds: int) -> None:
-    with house() as world:
+    with scene() as world:
         world.start()
         world.advance(1.0)
         world.stop()
@@ -74,7 +74,7 @@ def test_a_start_after_a_stop_wins(rounds: int) -> None:
 
 
 def test_a_start_after_an_llm_was_stopped_and_forgotten_wins() -> None:
-    with house() as world:
+    with scene() as world:
         world.start()
         world.generate()
         world.come_to_rest()
@@ -85,7 +85,7 @@ def test_a_start_after_an_llm_was_stopped_and_forgotten_wins() -> None:
 
 @pytest.mark.parametrize("pause", [0.0, 0.1, 1.0])
 def test_a_restart_beside_an_image_that_waits_for_a_load_is_no_deadlock(pause: float) -> None:
-    with house() as world:
+    with scene() as world:
         world.next_life(Kind.LLM, Manners(loading=None))
         world.start()
         world.advance(1.0)
@@ -95,7 +95,7 @@ def test_a_restart_beside_an_image_that_waits_for_a_load_is_no_deadlock(pause: f
 
 
 def test_a_replacement_beside_an_image_that_waits_for_a_load_is_no_deadlock() -> None:
-    with house() as world:
+    with scene() as world:
         world.next_life(Kind.LLM, Manners(loading=None))
         world.start(context=256)
         world.advance(1.0)
@@ -105,7 +105,7 @@ def test_a_replacement_beside_an_image_that_waits_for_a_load_is_no_deadlock() ->
 
 
 def test_a_deleted_default_model_does_not_block_images_with_another() -> None:
-    with house() as world:
+    with scene() as world:
         world.generate()
         world.advance(10.0)
         world.delete_model("painter")
@@ -114,7 +114,7 @@ def test_a_deleted_default_model_does_not_block_images_with_another() -> None:
 
 
 def test_a_diffusion_model_imported_again_under_its_id_is_opened_where_it_is_now() -> None:
-    with house() as world:
+    with scene() as world:
         world.generate()
         world.advance(10.0)
         world.delete_model("painter")
@@ -125,7 +125,7 @@ def test_a_diffusion_model_imported_again_under_its_id_is_opened_where_it_is_now
 
 
 def test_a_chosen_diffusion_model_imported_again_is_opened_where_it_is_now() -> None:
-    with house() as world:
+    with scene() as world:
         world.start_engine("painter")
         world.advance(10.0)
         world.delete_model("painter")
@@ -135,7 +135,7 @@ def test_a_chosen_diffusion_model_imported_again_is_opened_where_it_is_now() -> 
 
 
 def test_a_language_model_imported_again_under_its_id_is_opened_where_it_is_now() -> None:
-    with house() as world:
+    with scene() as world:
         world.start()
         world.advance(1.0)
         world.stop()
@@ -149,7 +149,7 @@ def test_a_language_model_imported_again_under_its_id_is_opened_where_it_is_now(
 
 @pytest.mark.parametrize("rounds", range(1, 13))
 def test_a_download_that_is_cancelled_while_it_is_written_as_installed_shows_its_end(rounds: int) -> None:
-    with house() as world:
+    with scene() as world:
         world.download_again("talker")
         world.turn(rounds)
         world.cancel_download()
@@ -157,7 +157,7 @@ def test_a_download_that_is_cancelled_while_it_is_written_as_installed_shows_its
 
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_a_start_of_the_service_that_fails_late_keeps_what_is_to_come_back(offloaded: bool) -> None:
-    with house() as world:
+    with scene() as world:
         world.start()
         world.advance(1.0)
         if offloaded:
@@ -169,7 +169,7 @@ def test_a_start_of_the_service_that_fails_late_keeps_what_is_to_come_back(offlo
 
 
 def test_a_partial_folder_that_can_not_be_removed_does_not_keep_the_service_down() -> None:
-    with house() as world:
+    with scene() as world:
         world.download(place=1)
         world.advance(1.0)
         world.leave_partial_folder()
@@ -177,7 +177,7 @@ def test_a_partial_folder_that_can_not_be_removed_does_not_keep_the_service_down
 
 
 def test_images_that_are_streamed_to_a_slow_reader_are_not_forgotten() -> None:
-    with house() as world:
+    with scene() as world:
         slow = world.generate(slow=True)
         while slow.seen[-1:] != ["complete"]:
             slow.take()
@@ -189,14 +189,14 @@ def test_images_that_are_streamed_to_a_slow_reader_are_not_forgotten() -> None:
 @pytest.mark.parametrize("rounds", ROUNDS)
 @pytest.mark.parametrize("scarce", [True, False])
 def test_a_stop_of_the_image_engine_during_a_start_wins(scarce: bool, rounds: int) -> None:
-    with house(scarce=scarce) as world:
+    with scene(scarce=scarce) as world:
         world.start_engine()
         world.turn(rounds)
         world.stop_engine()
 
 
 def test_a_start_of_the_image_engine_that_loads_nothing_yet_is_shown() -> None:
-    with house() as world:
+    with scene() as world:
         world.start()
         world.advance(1.0)
         world.stop_engine()

@@ -16,7 +16,7 @@ from world.real_stage import real_stage
 from world.real_world import ACTIONS, RealWorld
 
 SEEDS: Final = (1, 2)
-"""A house each, at the same time: an engine of one thread leaves a core alone."""
+"""A scene each, at the same time: an engine of one thread leaves a core alone."""
 RUNS: Final = 25
 
 
@@ -39,6 +39,6 @@ async def test_fifty_runs(tmp_path: Path, demo_models: DemoModels) -> None:
     memory = await scarce(tmp_path, demo_models)
     async with asyncio.TaskGroup() as houses:
         done = [houses.create_task(runs(tmp_path, demo_models, memory, seed)) for seed in SEEDS]
-    tally: Counter[str] = sum((house.result() for house in done), Counter())
+    tally: Counter[str] = sum((scene.result() for scene in done), Counter())
     assert min(tally[action] for action in ACTIONS) > 0
     assert children() == []

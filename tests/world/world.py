@@ -1,4 +1,4 @@
-"""A small house, and all that can be done to it: commands at any moment, engines that misbehave, services that end.
+"""A small scene, and all that can be done to it: commands at any moment, engines that misbehave, services that end.
 
 Nothing waits: each verb gives a command and returns. `turn` runs so many rounds of the event loop, `advance` lets time
 pass; `come_to_rest` has all behave and looks at what came of it. What must hold is in `invariants`.
@@ -36,7 +36,7 @@ MEMORY_DISK: Final = Path("/dev/shm")  # noqa: S108 - only a disk that is fast
 
 
 class World:
-    """The house. `violations` is what was seen that must not be; `check` raises it."""
+    """The scene. `violations` is what was seen that must not be; `check` raises it."""
 
     def __init__(self, seed: int = 0, *, scarce: bool = True) -> None:
         self.loop = SteppedLoop(seed, self._each_round)
@@ -148,7 +148,7 @@ class World:
             self._do("download", model_id, lambda: self.here.download(url, model.checksum, ""))
 
     def source_holds(self, place: int = 0, after: int = 300) -> None:
-        """The source stops in the middle of a file, for as long as the house has not come to rest."""
+        """The source stops in the middle of a file, for as long as the scene has not come to rest."""
         self.holds.append(Hold(after))
         self.remote.fail(sorted(self.contents)[place % len(self.contents)], self.holds[-1])
 

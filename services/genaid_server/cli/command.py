@@ -38,7 +38,7 @@ def reported(*, as_json: bool) -> Iterator[None]:
         where = f": {error.filename}" if error.filename is not None else ""
         raise fail("IO_ERROR", f"{error.strerror}{where}", as_json=as_json) from error
     except UnicodeEncodeError as error:
-        raise fail("INVALID_REQUEST", "An argument is not text that UTF-8 can carry.", as_json=as_json) from error
+        raise fail("INVALID_REQUEST", "An argument is not valid UTF-8 text.", as_json=as_json) from error
 
 
 def _advised(message: str, facts: Mapping[str, str]) -> str:

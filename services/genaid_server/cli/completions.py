@@ -22,7 +22,7 @@ LOGS: Final = "genaid llm logs tells why."
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ChatEndpoint:
     """Where an engine serves; `api_key` is empty where it asks for none."""
 
     host: str
@@ -40,7 +40,7 @@ class Part:
     timings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def stream_answer(endpoint: Endpoint, request: Mapping[str, Any]) -> Generator[Part, None, None]:
+def stream_answer(endpoint: ChatEndpoint, request: Mapping[str, Any]) -> Generator[Part, None, None]:
     """Ask for a chat completion, and yield its parts as they are written. Leaving the iterator stops the engine's work.
 
     There is no deadline: to read a long prompt takes minutes on a slow machine. Raises ConnectionFailedError where
@@ -61,7 +61,7 @@ def stream_answer(endpoint: Endpoint, request: Mapping[str, Any]) -> Generator[P
             runner.run(parts.aclose())
 
 
-async def _stream(endpoint: Endpoint, body: bytes) -> AsyncGenerator[Part, None]:
+async def _stream(endpoint: ChatEndpoint, body: bytes) -> AsyncGenerator[Part, None]:
     async with _open_session() as session, await _ask(session, endpoint, body) as response:
         if response.status != 200:
             raise _refusal(response.status, await _beginning(response))
@@ -85,7 +85,7 @@ def _open_session() -> aiohttp.ClientSession:
     )
 
 
-async def _ask(session: aiohttp.ClientSession, endpoint: Endpoint, body: bytes) -> aiohttp.ClientResponse:
+async def _ask(session: aiohttp.ClientSession, endpoint: ChatEndpoint, body: bytes) -> aiohttp.ClientResponse:
     headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
     if endpoint.api_key:
         headers["Authorization"] = f"Bearer {endpoint.api_key}"
@@ -162,7 +162,7 @@ def _part(data: bytes) -> Part:
                 finish_reason=_text(choice.get("finish_reason")),
                 timings=timings if isinstance(timings, dict) else {},
             )
-    raise BackendError(f"The LLM engine wrote something that is no chat completion. {LOGS}")
+    raise BackendError(f"The LLM engine sent something that is not a chat completion. {LOGS}")
 
 
 def _refusal(status: int, body: bytes) -> GenaidError:

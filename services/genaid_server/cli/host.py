@@ -82,7 +82,7 @@ def host(hosting: Hosting) -> None:
             try:
                 asyncio.run(_serve(hosting, service_log))
             except BaseException as error:
-                log.error("it ends with %s: %s", type(error).__name__, str(error).partition("\n")[0])
+                log.error("genaid ends because of %s: %s", type(error).__name__, str(error).partition("\n")[0])
                 raise
             log.info("genaid has stopped")
 

@@ -48,7 +48,7 @@ def read_api_key(file: Path | None) -> str:
         with file.open("rb") as opened:
             key, place = opened.read(MAX_KEY_FILE).decode("utf-8-sig", "replace").strip(), str(file)
     if (file is not None and not key) or not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidRequestError(f"{place} holds no key: it must be printable ASCII without spaces, and nothing else.")
+        raise InvalidRequestError(f"{place} holds no valid key: a key is printable ASCII without spaces.")
     return key
 
 
@@ -89,7 +89,7 @@ def _say_what_goes_on(address: str) -> None:
         with Client(resource=address, timeout=2) as client:
             now = client.llm.get()
     except GenaidError as error:
-        say(f"Interrupted; what became of the LLM engine can't be told: {printable(error.message)}")
+        say(f"Interrupted; the state of the LLM engine is not known: {printable(error.message)}")
         return
     if now.state is ServerState.STARTING:
         say(

@@ -21,7 +21,7 @@ def service_address(text: str) -> Address:
     """Read the address of a service that runs already, which therefore has a port."""
     place = address(text)
     if place.port == 0:
-        raise typer.BadParameter(f"{text!r} is where to connect to, and needs the real port")
+        raise typer.BadParameter(f"{text!r} has port 0: give the port on which the service listens")
     return place
 
 
@@ -72,7 +72,9 @@ DataDir = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML file with settings; the environment and options go before it."),
+    typer.Option(
+        "--config", metavar="FILE", help="TOML file with settings; environment variables and options override it."
+    ),
 ]
 ImageModel = Annotated[
     str | None,
@@ -107,7 +109,7 @@ ReadyFile = Annotated[
     typer.Option(
         "--ready-file",
         metavar="PATH",
-        help="JSON file with the addresses and the process id, there while everything is being served.",
+        help="JSON file to write the addresses and the process id to; it exists while everything is served.",
     ),
 ]
 ExitWithParent = Annotated[
@@ -115,6 +117,6 @@ ExitWithParent = Annotated[
 ]
 LogLevelOption = Annotated[
     LogLevel | None,
-    typer.Option("--log-level", help="How grave a message must be to be shown on stderr. Default: info."),
+    typer.Option("--log-level", help="Least severe messages that stderr shows. Default: info."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: results on stdout, an error on stderr.")]

@@ -7,17 +7,17 @@ from genaid.common.v1 import engines_pb2, logs_pb2
 from genaid_server.common.times import time_to_pb
 from genaid_server.supervision.logbook import Level, LogRecord
 from genaid_server.supervision.stop_reason import StopReason
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 
 CONTRACT_REVISION: Final = max(engines_pb2.ContractRevision.values())
 """The contracts that these services have."""
 
-_STATES = {each: engines_pb2.ServerState.Value(f"SERVER_STATE_{each.name}") for each in State}
+_STATES = {each: engines_pb2.ServerState.Value(f"SERVER_STATE_{each.name}") for each in ServerState}
 _STOP_REASONS = {each: engines_pb2.StopReason.Value(f"STOP_REASON_{each.name}") for each in StopReason}
 _LEVELS = {each: logs_pb2.LogLevel.Value(f"LOG_LEVEL_{each.name}") for each in Level}
 
 
-def state_to_pb(state: State) -> engines_pb2.ServerState.ValueType:
+def state_to_pb(state: ServerState) -> engines_pb2.ServerState.ValueType:
     """Where an engine is in its life."""
     return _STATES[state]
 

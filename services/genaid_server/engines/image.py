@@ -66,7 +66,7 @@ class Job:
         self.finished = threading.Event()
 
 
-class Engine:
+class DiffusionEngine:
     """One model in memory, and the job that is being computed with it."""
 
     def __init__(self, output: Output) -> None:
@@ -266,7 +266,7 @@ def encode_png(pixels: Any, text: str) -> bytes:
     return buffer.getvalue()
 
 
-def read_commands(pipe: BinaryIO, engine: Engine, work: "queue.SimpleQueue[Callable[[], None]]") -> None:
+def read_commands(pipe: BinaryIO, engine: DiffusionEngine, work: "queue.SimpleQueue[Callable[[], None]]") -> None:
     """Pass commands on until stdin ends, and then end the process, whatever it computes."""
     reader = frames.FrameReader()
     while data := pipe.read(65536):
@@ -286,7 +286,7 @@ def main() -> None:
     """Run until stdin ends."""
     incoming, outgoing = take_pipes()
     die_with_parent()
-    engine = Engine(Output(outgoing))
+    engine = DiffusionEngine(Output(outgoing))
     work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     threading.Thread(target=read_commands, args=(incoming, engine, work), daemon=True).start()
     while True:

@@ -10,12 +10,12 @@ from genaid.image.v1 import engine_pb2, generation_pb2
 from genaid_server.common.convert import event_to_pb, state_to_pb, stop_reason_to_pb
 from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.image.core.engine import EngineInfo
-from genaid_server.image.core.generation import Failure, Generation, ImageInfo, State
+from genaid_server.image.core.generation import Failure, Generation, GenerationState, ImageInfo
 from genaid_server.image.core.progress import Progress, Stage
 from genaid_server.image.core.settings import EngineOptions
 from genaid_server.image.core.spec import GenerationSpec, Sampler, choose_seed
 from genaid_server.kit.errors import InvalidRequestError
-from genaid_server.supervision.supervisor import State as ServerState
+from genaid_server.supervision.supervisor import ServerState
 
 _HEALTH = {
     ServerState.STOPPED: engines_pb2.HEALTH_STATE_UNKNOWN,
@@ -24,11 +24,11 @@ _HEALTH = {
     ServerState.STOPPING: engines_pb2.HEALTH_STATE_UNKNOWN,
     ServerState.CRASHED: engines_pb2.HEALTH_STATE_ERROR,
 }
-_STATES = {state: generation_pb2.GenerationState.Value(f"GENERATION_STATE_{state.name}") for state in State}
+_STATES = {state: generation_pb2.GenerationState.Value(f"GENERATION_STATE_{state.name}") for state in GenerationState}
 _STAGES = {stage: generation_pb2.Stage.Value(f"STAGE_{stage.name}") for stage in Stage}
 _SAMPLERS = {sampler: generation_pb2.Sampler.Value(f"SAMPLER_{sampler.name}") for sampler in Sampler}
 _SAMPLERS_BACK = {number: sampler for sampler, number in _SAMPLERS.items()}
-_STATES_BACK: dict[int, State] = {number: state for state, number in _STATES.items()}
+_STATES_BACK: dict[int, GenerationState] = {number: state for state, number in _STATES.items()}
 CHUNK: Final = 1_048_576
 DEFAULTS: Final = GenerationSpec("any")
 
@@ -174,7 +174,7 @@ def image_to_pb(image: ImageInfo) -> generation_pb2.ImageInfo:
     )
 
 
-def state_from_pb(number: int) -> State | None:
+def state_from_pb(number: int) -> GenerationState | None:
     """The state that a list asks for, None for all. Raises InvalidRequestError."""
     if number == generation_pb2.GENERATION_STATE_UNSPECIFIED:
         return None

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
 from genaid_client import AsyncClient
 from genaid_server.image.config import ImageConfig, ImageSettings
-from genaid_server.image.core.engine import Engine
+from genaid_server.image.core.engine import ImageEngine
 from genaid_server.image.core.generation import Limits
 from genaid_server.image.core.generations import Generations
 from genaid_server.image.core.progress import Calibration
@@ -29,7 +29,7 @@ async def serve(config: ImageSettings, resource: str) -> AsyncIterator[Address]:
     try:
         async with (
             AsyncClient(resource=resource) as manager,
-            Engine(
+            ImageEngine(
                 ResourceManager(manager),
                 logbook,
                 default_model=settings.model,

@@ -8,7 +8,15 @@ from typing import Final
 import genaid_client
 from genaid_client import AsyncClient, ImageNeed
 from genaid_client import errors as client_errors
-from genaid_server.image.core.lease import Lease, LeaseState, ManagerAwayError, Need, Placement, Prospect, Size
+from genaid_server.image.core.lease import (
+    EngineNeed,
+    ImagePlacement,
+    ImageSize,
+    Lease,
+    LeaseState,
+    ManagerAwayError,
+    Prospect,
+)
 from genaid_server.image.core.settings import WHOLE, ImageModel
 from genaid_server.kit import errors
 
@@ -43,7 +51,7 @@ class ResourceManager:
         except client_errors.GenaidError as error:
             raise _refused(error, "for the model") from error
 
-    async def prospect(self, need: Need) -> Prospect:
+    async def prospect(self, need: EngineNeed) -> Prospect:
         """What would happen if a lease were asked for now."""
         model = await self.resolve(need.model_id)  # a plan without a model is for the one that was chosen before
         try:
@@ -59,7 +67,7 @@ class ResourceManager:
             )
         return Prospect(model, has_room=not plan.departures)
 
-    async def hold(self, tenant_id: str, need: Need, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
+    async def hold(self, tenant_id: str, need: EngineNeed, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
         """A lease and its changes."""
         asked = _image_need(need, need.model_id)
         try:
@@ -69,7 +77,7 @@ class ResourceManager:
         except client_errors.GenaidError as error:
             raise _refused(error) from error
 
-    async def report_use(self, lease_id: str, size: Size, peak_ram_bytes: int) -> None:
+    async def report_use(self, lease_id: str, size: ImageSize, peak_ram_bytes: int) -> None:
         """Tell that a use of the engine has ended."""
         try:
             await self._client.orchestration.report_lease_use(
@@ -84,7 +92,7 @@ def _model(model: genaid_client.ImageModel) -> ImageModel:
     return ImageModel(model.id, model.name, files)
 
 
-def _image_need(need: Need, model_id: str) -> ImageNeed:
+def _image_need(need: EngineNeed, model_id: str) -> ImageNeed:
     options = need.options
     return ImageNeed(
         model_id=model_id,
@@ -103,9 +111,9 @@ def _image_need(need: Need, model_id: str) -> ImageNeed:
 def _lease(lease: genaid_client.Lease) -> Lease:
     if lease.image_model is None:
         raise errors.ServerError("The resource manager does not say which model its lease is for; is it an older one?")
-    placement = Placement()
+    placement = ImagePlacement()
     if lease.placement is not None:
-        placement = Placement(
+        placement = ImagePlacement(
             lease.placement.offload_to_cpu,
             lease.placement.vae_tiling,
             lease.placement.max_vram_bytes or 0,

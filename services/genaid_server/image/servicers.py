@@ -9,8 +9,8 @@ import grpc.aio
 from genaid.image.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
 from genaid_server.common.logs import LogServicer
 from genaid_server.image import convert
-from genaid_server.image.core.engine import Engine
-from genaid_server.image.core.generation import Generation, State
+from genaid_server.image.core.engine import ImageEngine
+from genaid_server.image.core.generation import Generation, GenerationState
 from genaid_server.image.core.generations import Generations
 from genaid_server.kit.errors import (
     AlreadyTerminalError,
@@ -38,7 +38,7 @@ class EngineServicer(LogServicer, engine_pb2_grpc.EngineServiceServicer):
 
     messages: ClassVar[ModuleType] = engine_pb2
 
-    def __init__(self, engine: Engine, generations: Generations, logbook: Logbook) -> None:
+    def __init__(self, engine: ImageEngine, generations: Generations, logbook: Logbook) -> None:
         self._engine, self._generations, self._logbook = engine, generations, logbook
 
     async def StartEngine(  # noqa: N802
@@ -169,7 +169,7 @@ def _weight(generation: Generation) -> int:
 def _require_complete(generation: Generation) -> None:
     if (failure := generation.failure) is not None:
         raise _FAILURES.get(failure.code, BackendError)(failure.message, **failure.facts)
-    if generation.state is State.CANCELLED:
+    if generation.state is GenerationState.CANCELLED:
         raise AlreadyTerminalError("The generation was cancelled.", state="cancelled")
-    if generation.state is not State.COMPLETE:  # its watch has ended, and so does the service
+    if generation.state is not GenerationState.COMPLETE:  # its watch has ended, and so does the service
         raise ServerError("The image worker is shutting down.")

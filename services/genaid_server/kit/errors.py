@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import ClassVar
 
 
-class Kind(Enum):
+class ErrorKind(Enum):
     """What sort of failure an error is; `kit.rpc` has the one table from kinds to gRPC codes."""
 
     INVALID = auto()
@@ -28,7 +28,7 @@ class DomainError(Exception):
     """
 
     reason: ClassVar[str]
-    kind: ClassVar[Kind]
+    kind: ClassVar[ErrorKind]
 
     def __init__(self, message: str, **facts: str) -> None:
         super().__init__(message)
@@ -40,95 +40,95 @@ class InvalidRequestError(DomainError):
     """A field of a request is wrong; the fact `field` names it."""
 
     reason = "INVALID_REQUEST"
-    kind = Kind.INVALID
+    kind = ErrorKind.INVALID
 
 
 class ModelNotFoundError(DomainError):
     """No such model is installed."""
 
     reason = "MODEL_NOT_FOUND"
-    kind = Kind.NOT_FOUND
+    kind = ErrorKind.NOT_FOUND
 
 
 class NotFoundError(DomainError):
     """No such generation or image, or it expired."""
 
     reason = "NOT_FOUND"
-    kind = Kind.NOT_FOUND
+    kind = ErrorKind.NOT_FOUND
 
 
 class ServerBusyError(DomainError):
     """The thing is in use; the same request may succeed later."""
 
     reason = "SERVER_BUSY"
-    kind = Kind.BUSY
+    kind = ErrorKind.BUSY
 
 
 class AlreadyTerminalError(DomainError):
     """The generation is complete or has failed, so it can't be cancelled."""
 
     reason = "ALREADY_TERMINAL"
-    kind = Kind.PRECONDITION
+    kind = ErrorKind.PRECONDITION
 
 
 class ServerError(DomainError):
     """A server or engine is not in the state that the request needs."""
 
     reason = "SERVER_ERROR"
-    kind = Kind.PRECONDITION
+    kind = ErrorKind.PRECONDITION
 
 
 class PortInUseError(DomainError):
     """Something else listens on the address."""
 
     reason = "PORT_IN_USE"
-    kind = Kind.PRECONDITION
+    kind = ErrorKind.PRECONDITION
 
 
 class InsufficientResourcesError(DomainError):
     """Too little memory or disk; facts: `required`, `available`, `suggestion`."""
 
     reason = "INSUFFICIENT_RESOURCES"
-    kind = Kind.EXHAUSTED
+    kind = ErrorKind.EXHAUSTED
 
 
 class BackendError(DomainError):
     """The engine failed or died in the middle of the work."""
 
     reason = "BACKEND_ERROR"
-    kind = Kind.INTERNAL
+    kind = ErrorKind.INTERNAL
 
 
 class IoError(DomainError):
     """Reading or writing a result failed."""
 
     reason = "IO_ERROR"
-    kind = Kind.INTERNAL
+    kind = ErrorKind.INTERNAL
 
 
 class FileSystemError(DomainError):
     """A file operation of the store failed."""
 
     reason = "FILE_SYSTEM_ERROR"
-    kind = Kind.INTERNAL
+    kind = ErrorKind.INTERNAL
 
 
 class ChecksumError(DomainError):
     """A file is not what its checksum says."""
 
     reason = "CHECKSUM_ERROR"
-    kind = Kind.DATA_LOSS
+    kind = ErrorKind.DATA_LOSS
 
 
 class DownloadError(DomainError):
     """A download failed for good."""
 
     reason = "DOWNLOAD_FAILED"
-    kind = Kind.UNAVAILABLE
+    kind = ErrorKind.UNAVAILABLE
 
 
 class BinaryError(DomainError):
     """No runtime of an engine works on this machine."""
 
     reason = "BINARY_ERROR"
-    kind = Kind.PRECONDITION
+    kind = ErrorKind.PRECONDITION

@@ -163,7 +163,7 @@ class ServiceLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stack.enter_context(FileLock(path.with_name(f"{path.name}.lock"), timeout=0))
         except (OSError, Timeout):
-            self.say(f"{path} can't be written, or is another process's; what is logged is on stderr only.")
+            self.say(f"{path} can't be written, or another process writes it; the log is on stderr only.")
             return None
         file = RotatingFile(path, FILE_BYTES, FILES)
         writer = LineWriter(f"log {path.name}", file.write, lambda count: _lost(count, "here"), pause=FLUSH_AFTER)

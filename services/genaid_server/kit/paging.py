@@ -70,4 +70,4 @@ def _decode(token: str) -> tuple[str, str]:
 
 
 def _bad_token() -> InvalidRequestError:
-    return InvalidRequestError("page_token was not given out by a list", field="page_token")
+    return InvalidRequestError("page_token is not one that a list returned", field="page_token")

@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 
 from genaid_client.tracing import METADATA_KEY, accepted_request_id, set_request_id
 from genaid_server.kit.address import Address, port_in_use
-from genaid_server.kit.errors import DomainError, Kind
+from genaid_server.kit.errors import DomainError, ErrorKind
 from genaid_server.kit.tasks import to_the_end
 
 log = logging.getLogger(__name__)
@@ -36,20 +36,20 @@ MAX_FACT: Final = 200
 MAX_MESSAGE: Final = 4 * 1024 * 1024
 
 CODE_BY_KIND: Final = {
-    Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
-    Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Kind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
-    Kind.BUSY: grpc.StatusCode.UNAVAILABLE,
-    Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    Kind.DATA_LOSS: grpc.StatusCode.DATA_LOSS,
-    Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+    ErrorKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorKind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorKind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorKind.BUSY: grpc.StatusCode.UNAVAILABLE,
+    ErrorKind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorKind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    ErrorKind.DATA_LOSS: grpc.StatusCode.DATA_LOSS,
+    ErrorKind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 LEVEL_BY_KIND: Final = {
-    Kind.INVALID: logging.DEBUG,
-    Kind.NOT_FOUND: logging.DEBUG,
-    Kind.DATA_LOSS: logging.WARNING,
-    Kind.INTERNAL: logging.WARNING,
+    ErrorKind.INVALID: logging.DEBUG,
+    ErrorKind.NOT_FOUND: logging.DEBUG,
+    ErrorKind.DATA_LOSS: logging.WARNING,
+    ErrorKind.INTERNAL: logging.WARNING,
 }
 """How grave it is in the log that a call is refused: INFO unless the caller is wrong, or something is broken."""
 

@@ -6,7 +6,7 @@ import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
-from genaid_server.resource.core.llm.slots import Endpoint, NoAnswerError, SlotsError
+from genaid_server.resource.core.llm.slots import EngineEndpoint, NoAnswerError, SlotsError
 
 LOOK_SECONDS: Final = 5.0
 CACHE_SECONDS: Final = 60.0
@@ -33,7 +33,7 @@ class EngineHttp:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
-    async def slots(self, engine: Endpoint) -> list[bool]:
+    async def slots(self, engine: EngineEndpoint) -> list[bool]:
         """For each slot whether it is at work on a request. Raises SlotsError."""
         slots = await self._ask(hdrs.METH_GET, engine, "/slots", "", None, LOOK_SECONDS)
         try:
@@ -41,15 +41,15 @@ class EngineHttp:
         except (KeyError, TypeError) as error:
             raise SlotsError("the answer is not a list of slots") from error
 
-    async def save(self, engine: Endpoint, slot: int, name: str) -> int:
+    async def save(self, engine: EngineEndpoint, slot: int, name: str) -> int:
         """Write the prompt cache of a slot to the file of that name; returns its tokens. Raises SlotsError."""
         return await self._cache(engine, slot, "save", name, "n_saved")
 
-    async def restore(self, engine: Endpoint, slot: int, name: str) -> int:
+    async def restore(self, engine: EngineEndpoint, slot: int, name: str) -> int:
         """Read the prompt cache of a slot from the file of that name; returns its tokens. Raises SlotsError."""
         return await self._cache(engine, slot, "restore", name, "n_restored")
 
-    async def _cache(self, engine: Endpoint, slot: int, action: str, name: str, count: str) -> int:
+    async def _cache(self, engine: EngineEndpoint, slot: int, action: str, name: str, count: str) -> int:
         body = {"filename": name}
         answer = await self._ask(hdrs.METH_POST, engine, f"/slots/{slot}", f"action={action}", body, CACHE_SECONDS)
         try:
@@ -57,7 +57,9 @@ class EngineHttp:
         except (KeyError, TypeError, ValueError) as error:
             raise SlotsError(f"the answer has no {count}") from error
 
-    async def _ask(self, method: str, engine: Endpoint, path: str, query: str, body: object, timeout: float) -> Any:
+    async def _ask(
+        self, method: str, engine: EngineEndpoint, path: str, query: str, body: object, timeout: float
+    ) -> Any:
         url = URL.build(scheme="http", host=engine.host, port=engine.port, path=path, query_string=query)
         headers = {hdrs.AUTHORIZATION: f"Bearer {engine.api_key}"} if engine.api_key else {}
         limits = aiohttp.ClientTimeout(timeout)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.llm.info import LlmInfo
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +28,15 @@ def line_between(before: LlmInfo, now: LlmInfo) -> Line | None:
     if now.offloaded and not before.offloaded:
         return Line(logging.INFO, f"{model} makes room for another engine, and comes back by itself")
     if before.offloaded and not now.offloaded:
-        back = now.life.state is State.RUNNING
-        return Line(logging.INFO, f"{model} is back" if back else f"{model} was given up on, and does not come back")
+        back = now.life.state is ServerState.RUNNING
+        return Line(
+            logging.INFO, f"{model} is back" if back else f"{model} stays stopped: it is not brought back any more"
+        )
     if not cause or cause == before.life.last_error.partition("\n")[0]:
         return None
     if now.offloaded:
         return Line(logging.WARNING, f"{model} could not be brought back yet: {cause}")
-    if now.life.state is State.STOPPED:
+    if now.life.state is ServerState.STOPPED:
         return Line(logging.WARNING, f"{model} could not be started: {cause}")
     return None
 

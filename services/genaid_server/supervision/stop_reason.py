@@ -3,7 +3,7 @@
 from enum import Enum, auto
 
 from genaid_server.kit.errors import InsufficientResourcesError
-from genaid_server.supervision.supervisor import Snapshot, State
+from genaid_server.supervision.supervisor import ServerState, Snapshot
 
 
 class StopReason(Enum):
@@ -26,11 +26,11 @@ def stop_reason[C](life: Snapshot[C], *, offloaded: bool = False) -> StopReason 
     `offloaded` says that it makes room for another engine, or has, and comes back by itself; how often that has failed
     doesn't matter.
     """
-    if life.state not in (State.STOPPED, State.CRASHED):
+    if life.state not in (ServerState.STOPPED, ServerState.CRASHED):
         return None
     if offloaded:
         return StopReason.OFFLOADED
-    if life.state is State.STOPPED:
+    if life.state is ServerState.STOPPED:
         return _BY_EVENT.get(life.event, StopReason.STOPPED)
     refused = life.last_error_reason == InsufficientResourcesError.reason
     return StopReason.REFUSED_FOR_MEMORY if refused else StopReason.CRASHED

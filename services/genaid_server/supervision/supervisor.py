@@ -22,7 +22,7 @@ from genaid_server.kit.watchable import Watchable
 log = logging.getLogger(__name__)
 
 
-class State(Enum):
+class ServerState(Enum):
     """Where an engine is in its life."""
 
     STOPPED = auto()
@@ -82,7 +82,7 @@ class Snapshot[C]:
     `last_error_reason` is the stable reason of the error that `last_error` tells of, for people.
     """
 
-    state: State = State.STOPPED
+    state: ServerState = ServerState.STOPPED
     config: C | None = None
     pid: int | None = None
     started_at: float | None = None
@@ -245,7 +245,7 @@ class Supervisor[C, R: Run]:
         if start.reply.done():
             return
         now = self.snapshot.value
-        up = now.state in (State.STARTING, State.RUNNING)
+        up = now.state in (ServerState.STARTING, ServerState.RUNNING)
         if up and now.config != start.config:
             if not start.replace:
                 start.reply.set_exception(
@@ -260,7 +260,7 @@ class Supervisor[C, R: Run]:
         self._waiters.append(start.reply)
         if not up:
             self._attempts = 0
-            crashed = now.state is State.CRASHED
+            crashed = now.state is ServerState.CRASHED
             self._set(config=start.config, restarts=now.restarts + 1 if crashed else now.restarts)
             self._begin_life("restarting" if crashed else "started")
 
@@ -280,7 +280,7 @@ class Supervisor[C, R: Run]:
         self._serving_since = None
         log.info("the %s starts (%s)", self._name, event)
         self._set(
-            state=State.STARTING,
+            state=ServerState.STARTING,
             event=event,
             pid=None,
             started_at=None,
@@ -318,7 +318,7 @@ class Supervisor[C, R: Run]:
         self._run = run
         self._serving_since = time.monotonic()
         self._set(
-            state=State.RUNNING,
+            state=ServerState.RUNNING,
             event="ready",
             last_error="",
             last_error_reason="",
@@ -341,7 +341,7 @@ class Supervisor[C, R: Run]:
         else:
             log.error("the %s crashed: %s", self._name, cause)
         self._set(
-            state=State.CRASHED,
+            state=ServerState.CRASHED,
             event="crashed",
             pid=None,
             started_at=None,
@@ -360,12 +360,12 @@ class Supervisor[C, R: Run]:
         self._life_number += 1  # a restart that is on its way already must not follow
         life, self._life, self._run = self._life, None, None
         if life is not None:
-            self._set(state=State.STOPPING)
+            self._set(state=ServerState.STOPPING)
             life.cancel()
             await asyncio.wait([life])
-        if self.snapshot.value.state is not State.STOPPED:
+        if self.snapshot.value.state is not ServerState.STOPPED:
             log.info("the %s is stopped (%s)", self._name, event)
-            self._set(state=State.STOPPED, event=event, pid=None, started_at=None)
+            self._set(state=ServerState.STOPPED, event=event, pid=None, started_at=None)
         self._fail_waiters(ServerError(f"The {self._name} was stopped."))
 
     def _fail_waiters(self, error: DomainError) -> bool:

@@ -22,9 +22,9 @@ from genaid.common.v1 import engines_pb2
 from genaid.resource.v1 import llm_pb2
 from genaid_client import BackendError, ConnectionFailedError, GenaidError, InvalidRequestError, ServerBusyError
 from genaid_server.cli.commands.chat import Conversation
-from genaid_server.cli.completions import MAX_LINE, Endpoint, Part, stream_answer
+from genaid_server.cli.completions import MAX_LINE, ChatEndpoint, Part, stream_answer
 from genaid_server.cli.main import app
-from genaid_server.cli.views.answers import Answer, Page, escaped
+from genaid_server.cli.views.answers import AnswerWriter, ChatAnswer, escaped
 from support import GENAID, clean_environment, kill_tree
 
 PATIENCE = 30.0  # seconds until a test that waits for something gives up
@@ -45,7 +45,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parts(engine: ChatEngine, *answer: bytes, key: str = "") -> list[Part]:
     engine.answers.append(b"".join(answer))
-    return list(stream_answer(Endpoint("127.0.0.1", engine.port, key), {"messages": []}))
+    return list(stream_answer(ChatEndpoint("127.0.0.1", engine.port, key), {"messages": []}))
 
 
 # Reading an answer
@@ -68,7 +68,7 @@ def test_reasoning_comes_apart(engine: ChatEngine) -> None:
 def test_a_key_goes_along_and_is_not_shown(engine: ChatEngine) -> None:
     parts(engine, said("x"), key="secret")
     assert engine.headers[0]["authorization"] == "Bearer secret"
-    assert "secret" not in repr(Endpoint("h", 1, "secret"))
+    assert "secret" not in repr(ChatEndpoint("h", 1, "secret"))
 
 
 def test_what_is_no_data_is_passed_over(engine: ChatEngine) -> None:
@@ -97,10 +97,10 @@ def test_fields_of_other_kinds_say_nothing(engine: ChatEngine, strange: object) 
         ([OK], "stopped in the middle"),
         ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\ndata: {"], "stopped in the middle"),
         ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"], "stopped in the middle"),
-        ([OK, b"data: {no json}\n\n"], "no chat completion"),
-        ([OK, b"data: []\n\n"], "no chat completion"),
-        ([OK, b'data: {"choices": 7}\n\n'], "no chat completion"),
-        ([OK, b"data: ", b"[" * 100_000, b"\n\n"], "no chat completion"),
+        ([OK, b"data: {no json}\n\n"], "not a chat completion"),
+        ([OK, b"data: []\n\n"], "not a chat completion"),
+        ([OK, b'data: {"choices": 7}\n\n'], "not a chat completion"),
+        ([OK, b"data: ", b"[" * 100_000, b"\n\n"], "not a chat completion"),
         ([OK, b'data: {"error": {"code": 500, "message": "out of memory"}}\n\n'], "out of memory"),
         ([OK, b'data: {"error": "broken"}\n\n'], "broken"),
         ([refused(500, b"<html>")], "HTTP status 500"),
@@ -151,7 +151,7 @@ def test_where_nothing_listens_it_says_what_to_do() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionFailedError, match="genaid llm status"):
-            next(stream_answer(Endpoint("127.0.0.1", holder.getsockname()[1]), {}))
+            next(stream_answer(ChatEndpoint("127.0.0.1", holder.getsockname()[1]), {}))
 
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0\r\n"])
@@ -162,7 +162,7 @@ def test_something_else_on_the_port(engine: ChatEngine, answer: bytes) -> None:
 
 def test_an_iterator_that_is_left_ends_the_connection(engine: ChatEngine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        answers = stream_answer(Endpoint("127.0.0.1", listener.getsockname()[1]), {})
+        answers = stream_answer(ChatEndpoint("127.0.0.1", listener.getsockname()[1]), {})
         first = threading.Thread(target=next, args=(answers,))
         first.start()
         connection, _ = listener.accept()
@@ -196,7 +196,7 @@ def test_text_of_a_model_is_harmless_and_legible(text: str, shown: str) -> None:
 
 
 def test_how_fast_it_was_is_what_the_engine_tells() -> None:
-    answer = Answer()
+    answer = ChatAnswer()
     for part in (Part("a"), Part("b"), Part(finish_reason="stop", timings=TIMINGS)):
         answer.add(part)
     assert (answer.content, answer.finish_reason) == ("ab", "stop")
@@ -205,7 +205,7 @@ def test_how_fast_it_was_is_what_the_engine_tells() -> None:
 
 def test_without_timings_parts_are_counted() -> None:
     moments = iter([10.0, 11.0, 14.0])
-    answer = Answer(lambda: next(moments))
+    answer = ChatAnswer(lambda: next(moments))
     for part in (Part(), Part(reasoning="hm"), Part("a"), Part("b"), Part(finish_reason="length")):
         answer.add(part)
     assert (answer.reasoning, answer.tokens, answer.tokens_per_second) == ("hm", 3, 0.5)
@@ -213,13 +213,13 @@ def test_without_timings_parts_are_counted() -> None:
 
 
 def test_what_is_too_short_has_no_speed() -> None:
-    answer = Answer()
+    answer = ChatAnswer()
     answer.add(Part("a", timings={"predicted_n": "many", "predicted_per_second": None}))
     assert answer.summary() == "1 token"
 
 
 def test_reasoning_is_left_out_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    page = Page(reasoning=None)
+    page = AnswerWriter(reasoning=None)
     for part in (Part(reasoning="hm"), Part("yes\x1b"), Part("!")):
         page.write(part)
     page.end()
@@ -228,7 +228,7 @@ def test_reasoning_is_left_out_where_nobody_looks(capsys: pytest.CaptureFixture[
 
 
 def test_reasoning_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    page = Page(reasoning=True)
+    page = AnswerWriter(reasoning=True)
     for part in (Part(reasoning="h"), Part(reasoning="m"), Part("yes\n"), Part()):
         page.write(part)
     page.end()
@@ -241,7 +241,7 @@ def test_a_terminal_dims_reasoning(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    page = Page(reasoning=reasoning)
+    page = AnswerWriter(reasoning=reasoning)
     page.write(Part(reasoning="[bold]hm\x1b[31m"))
     page.write(Part("yes"))
     page.end()
@@ -254,7 +254,9 @@ def test_a_terminal_dims_reasoning(
 
 
 def conversation(engine: ChatEngine) -> Conversation:
-    return Conversation(Endpoint("127.0.0.1", engine.port), {"max_tokens": 5}, [{"role": "system", "content": "Be."}])
+    return Conversation(
+        ChatEndpoint("127.0.0.1", engine.port), {"max_tokens": 5}, [{"role": "system", "content": "Be."}]
+    )
 
 
 def test_what_was_said_is_kept(engine: ChatEngine) -> None:

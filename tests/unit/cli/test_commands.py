@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from genaid_client import GenerationSpec, NotFoundError, ServerBusyError
 from genaid_client import types as client
 from genaid_server.cli.command import reported
-from genaid_server.cli.commands.generate import Size, file_names
+from genaid_server.cli.commands.generate import SizeOption, file_names
 from genaid_server.cli.main import COMMANDS, app, load_command
 from genaid_server.cli.output import print_json
 from genaid_server.cli.views.generations import describe, detail, percentage
@@ -75,8 +75,8 @@ def test_version(runner: CliRunner) -> None:
         (["up", "--image", "0.0.0.0:8083"], "can be reached from other machines"),
         (["up", "--log-level", "loud"], "Invalid value for '--log-level'"),
         (["up", "surplus"], "unexpected extra argument"),
-        (["image-worker", "--resource", "127.0.0.1:0"], "needs the real port"),
-        (["gateway", "--image", "127.0.0.1:0"], "needs the real port"),
+        (["image-worker", "--resource", "127.0.0.1:0"], "give the port"),
+        (["gateway", "--image", "127.0.0.1:0"], "give the port"),
         (["generate"], "Missing argument 'PROMPT'"),
         (["generate", "--surreal"], "No such option"),
         (["generate", "x", "--size", "512"], "'512' is not WIDTHxHEIGHT in pixels, such as 512x512"),
@@ -88,7 +88,7 @@ def test_version(runner: CliRunner) -> None:
         (["models", "import", "no-such-file.gguf"], "does not exist"),
         (["models", "import", "."], "is a directory"),
         (["models", "list", "--type", "music"], "Invalid value for '--type'"),
-        (["models", "list", "--resource", "127.0.0.1:0"], "needs the real port"),
+        (["models", "list", "--resource", "127.0.0.1:0"], "give the port"),
         (["models", "refresh", "x", "--source", "hearsay"], "Invalid value for '--source'"),
         (["pull"], "Missing argument 'SOURCE'"),
         (["pull", "llama"], "Invalid value for SOURCE: 'llama' names nothing to download"),
@@ -190,15 +190,15 @@ def test_a_wrong_configuration_is_named(runner: CliRunner, tmp_path: Path) -> No
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize(("text", "size"), [("512x512", Size(512, 512)), (" 64X4096 ", Size(64, 4096))])
-def test_sizes(text: str, size: Size) -> None:
-    assert Size.parse(text) == size
+@pytest.mark.parametrize(("text", "size"), [("512x512", SizeOption(512, 512)), (" 64X4096 ", SizeOption(64, 4096))])
+def test_sizes(text: str, size: SizeOption) -> None:
+    assert SizeOption.parse(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "512", "x", "512x", "-1x5", "5.5x5", "512x512x512", "٣x٣", "9999999x1"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="WIDTHxHEIGHT"):
-        Size.parse(text)
+        SizeOption.parse(text)
 
 
 def test_file_names(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_file_names(tmp_path: Path) -> None:
         (ServerBusyError("It is busy. Wait.", {"suggestion": "Wait."}), "SERVER_BUSY", "It is busy. Wait."),
         (NotFoundError("No.", {"suggestion": "Ask anew."}), "NOT_FOUND", "No. Ask anew."),
         (OSError(errno.ENOSPC, "No space left on device", "out.png"), "IO_ERROR", "No space left on device: out.png"),
-        (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates"), "INVALID_REQUEST", "An argument is not text"),
+        (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates"), "INVALID_REQUEST", "An argument is not valid"),
     ],
 )
 def test_expected_errors_become_a_line(

@@ -220,7 +220,7 @@ async def test_a_file_without_a_key_starts_nothing(
     file.write_bytes(content)
     result = await genaid("llm", "start", "tiny", "--api-key-file", str(file))
     assert result.exit_code == 1
-    assert "holds no key" in result.stderr
+    assert "holds no valid key" in result.stderr
     assert script.requests == []
 
 
@@ -228,7 +228,7 @@ async def test_a_variable_without_a_key_starts_nothing(genaid: Genaid, script: S
     for command in (["llm", "start", "tiny"], ["chat", "hi"]):
         result = await genaid(*command, GENAID_LLM_API_KEY="two\nlines")
         assert result.exit_code == 1
-        assert "GENAID_LLM_API_KEY holds no key" in result.stderr
+        assert "GENAID_LLM_API_KEY holds no valid key" in result.stderr
     assert script.requests == []
 
 

@@ -463,7 +463,7 @@ async def test_an_interval_that_the_server_refuses(genaid: Genaid, script: Scrip
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["system", "--interval", "2"], "Invalid value for --interval: It is for --watch."),
+        (["system", "--interval", "2"], "Invalid value for --interval: It needs --watch."),
         (["system", "--watch", "--refresh"], "Invalid value for --refresh: --watch measures anew"),
         (["system", "--interval", "often"], "Invalid value for '--interval'"),
         (["system", "sow"], "No such command 'sow'"),

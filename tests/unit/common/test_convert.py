@@ -14,12 +14,12 @@ from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.resource.core.llm.info import HealthState
 from genaid_server.supervision.logbook import Level, LogRecord
 from genaid_server.supervision.stop_reason import StopReason
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 
 
 def test_states_and_reasons_have_the_names_of_the_contract() -> None:
-    assert [engines_pb2.ServerState.Name(convert.state_to_pb(each)) for each in State] == [
-        f"SERVER_STATE_{each.name}" for each in State
+    assert [engines_pb2.ServerState.Name(convert.state_to_pb(each)) for each in ServerState] == [
+        f"SERVER_STATE_{each.name}" for each in ServerState
     ]
     assert [engines_pb2.StopReason.Name(convert.stop_reason_to_pb(each)) for each in (None, *StopReason)] == [
         f"STOP_REASON_{name}" for name in ("UNSPECIFIED", *(each.name for each in StopReason))

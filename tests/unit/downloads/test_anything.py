@@ -27,10 +27,10 @@ from fakes.scripted_remote import (
 from genaid_server.resource.core.downloads.manager import (
     Download,
     DownloadLimits,
+    DownloadPhase,
     Downloads,
     DownloadSpec,
     Pauses,
-    Phase,
 )
 from genaid_server.resource.core.downloads.remote import Item
 from genaid_server.resource.core.store.store import ModelStore
@@ -71,7 +71,7 @@ async def follow(downloads: Downloads, download_id: str, floor: int = 0) -> Down
 
 
 def check(last: Download, store: ModelStore, remote: ScriptedRemote) -> None:
-    if last.phase is Phase.INSTALLED:
+    if last.phase is DownloadPhase.INSTALLED:
         installed = store.get(last.model_id)
         assert installed.path.read_bytes() in {CONTENT, *OTHERS}
         assert installed.checksum == sha256(installed.path.read_bytes())
@@ -95,7 +95,7 @@ async def test_any_script_ends_well_or_with_a_reason(script: list[Fault], known:
             download = await downloads.create(DownloadSpec((Item(URL),)))
             last = await follow(downloads, download.id)
             check(last, store, remote)
-            if known and last.phase is Phase.INSTALLED:
+            if known and last.phase is DownloadPhase.INSTALLED:
                 assert store.get(last.model_id).path.read_bytes() == CONTENT
         await store.close()
 

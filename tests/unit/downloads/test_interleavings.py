@@ -27,9 +27,9 @@ from genaid_server.resource.core.downloads import disk_space, job
 from genaid_server.resource.core.downloads.manager import (
     Download,
     DownloadLimits,
+    DownloadPhase,
     Downloads,
     DownloadSpec,
-    Phase,
 )
 from genaid_server.resource.core.downloads.remote import Item
 from genaid_server.resource.core.store.model import Component
@@ -75,7 +75,7 @@ async def a_model_that_is_installed(folder: Path) -> None:
     """The model is there, and the download that brought it is forgotten, as after a week."""
     async with running(folder, a_model(sha256(CONTENT))) as (downloads, _):
         made = await downloads.create(DownloadSpec((Item(URL),)))
-        assert (await within_turns(last_of(downloads, made.id))).phase is Phase.INSTALLED
+        assert (await within_turns(last_of(downloads, made.id))).phase is DownloadPhase.INSTALLED
     (folder / "downloads" / f"{made.id}.json").unlink()
 
 
@@ -85,7 +85,7 @@ async def bytes_of_an_earlier_try(folder: Path) -> None:
     async with running(folder, remote) as (downloads, _):
         made = await downloads.create(DownloadSpec((Item(URL),)))
         last = await within_turns(last_of(downloads, made.id))
-        assert (last.phase, last.bytes_done) == (Phase.FAILED, 100)
+        assert (last.phase, last.bytes_done) == (DownloadPhase.FAILED, 100)
 
 
 SPARSE = 7
@@ -107,7 +107,7 @@ async def test_a_cancellation_at_any_turn_has_one_outcome(
 ) -> None:
     in_lockstep()
     await before(tmp_path / "before")
-    phases, turn, over = Counter[Phase](), 0, False
+    phases, turn, over = Counter[DownloadPhase](), 0, False
     while not over:
         folder = tmp_path / str(turn)
         shutil.copytree(tmp_path / "before", folder)
@@ -129,15 +129,15 @@ async def test_a_cancellation_at_any_turn_has_one_outcome(
             assert not (folder / "downloads" / listed.id).exists()
             if isinstance(answer, Download):
                 assert answer == shown
-                assert shown.phase is Phase.CANCELLED
+                assert shown.phase is DownloadPhase.CANCELLED
                 assert len(store.list()) == installed_before
             else:
-                assert shown.phase is Phase.INSTALLED
+                assert shown.phase is DownloadPhase.INSTALLED
                 assert store.get(shown.model_id).path.read_bytes() == CONTENT
             phases[shown.phase] += 1
         shutil.rmtree(folder)
         turn += step
-    assert phases.keys() == {Phase.CANCELLED, Phase.INSTALLED}
+    assert phases.keys() == {DownloadPhase.CANCELLED, DownloadPhase.INSTALLED}
 
 
 @pytest.mark.parametrize("step", [SPARSE, pytest.param(1, marks=pytest.mark.long)])
@@ -154,7 +154,7 @@ async def test_a_service_that_closes_at_any_turn_has_written_down_what_it_accept
         assert left_of(folder) <= ({created.id} if isinstance(created, Download) else set())
         async with running(folder, a_model()) as (downloads, store):
             if isinstance(created, Download):
-                assert (await within_turns(last_of(downloads, created.id))).phase is Phase.INSTALLED
+                assert (await within_turns(last_of(downloads, created.id))).phase is DownloadPhase.INSTALLED
                 assert len(store.list()) == 1
             else:
                 assert downloads.newest_first() == ()
@@ -179,7 +179,7 @@ async def test_of_two_downloads_that_fit_only_alone_one_is_refused(
     async with running(tmp_path, remote) as (downloads, _):
         made = await asyncio.gather(*(downloads.create(DownloadSpec((Item(url),))) for url in urls))
         last = [await within_turns(last_of(downloads, each.id)) for each in made]
-    assert [each.phase for each in last] == [Phase.INSTALLED, Phase.FAILED]
+    assert [each.phase for each in last] == [DownloadPhase.INSTALLED, DownloadPhase.FAILED]
     assert last[1].failure is not None
     assert last[1].failure.code == "INSUFFICIENT_RESOURCES"
 
@@ -211,7 +211,7 @@ async def test_a_shared_file_may_be_deleted_at_any_turn(step: int, tmp_path: Pat
             over = downloads.get(second.id).phase.terminal
             await store.delete(model_id)
             last = await within_turns(last_of(downloads, second.id))
-            assert last.phase is Phase.INSTALLED, last.failure
+            assert last.phase is DownloadPhase.INSTALLED, last.failure
             assert all(file.path.is_file() for file in store.get(last.model_id).files)
             assert names_below(store) == expected_names(store)
         turn += step
@@ -228,7 +228,7 @@ async def test_a_download_that_could_not_be_written_down_is_none(
                 await downloads.create(DownloadSpec((Item(URL),)), "key")
         assert downloads.newest_first() == ()
         made = await downloads.create(DownloadSpec((Item(URL),)), "key")
-        assert (await last_of(downloads, made.id)).phase is Phase.INSTALLED
+        assert (await last_of(downloads, made.id)).phase is DownloadPhase.INSTALLED
         assert len(store.list()) == 1
 
 
@@ -240,7 +240,7 @@ async def test_a_cancelled_download_stays_cancelled_although_that_could_not_be_w
     async with running(tmp_path, remote) as (downloads, _):
         made = await downloads.create(DownloadSpec((Item(URL),)))
         monkeypatch.setattr(downloads._journal, "write", no_space)
-        assert (await downloads.cancel(made.id)).phase is Phase.CANCELLED
+        assert (await downloads.cancel(made.id)).phase is DownloadPhase.CANCELLED
     async with running(tmp_path, a_model()) as (downloads, _):
         assert downloads.newest_first() == ()
 
@@ -275,12 +275,12 @@ class World:
         if verb == "create":
             made = await downloads.create(DownloadSpec((Item(URLS[number]),)), option)
             self.made.append(made.id)
-            assert made.phase is Phase.CANCELLED or (self.folder / "downloads" / f"{made.id}.json").exists()
+            assert made.phase is DownloadPhase.CANCELLED or (self.folder / "downloads" / f"{made.id}.json").exists()
         elif verb == "cancel" and self.made:
             download_id = self.made[number % len(self.made)]
             answer = await outcome(downloads.cancel(download_id), AlreadyTerminalError)
             shown = downloads.get(download_id)
-            assert shown.phase is Phase.CANCELLED if isinstance(answer, Download) else shown.phase.terminal
+            assert shown.phase is DownloadPhase.CANCELLED if isinstance(answer, Download) else shown.phase.terminal
         elif verb == "delete" and store.list():
             model_id = store.list()[number % len(store.list())].id
             self.deleted.add(model_id)
@@ -295,7 +295,7 @@ class World:
         for download in downloads.newest_first():
             assert download.phase.terminal
             assert phase_on_disk(self.folder, download.id) == download.phase
-            if download.phase is Phase.INSTALLED:
+            if download.phase is DownloadPhase.INSTALLED:
                 assert download.model_id in {each.id for each in store.list()} | self.deleted
         assert names_below(store) == expected_names(store)
         for model in store.list():

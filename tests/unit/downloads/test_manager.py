@@ -36,9 +36,9 @@ from genaid_server.resource.core.downloads import disk_space
 from genaid_server.resource.core.downloads.manager import (
     Download,
     DownloadLimits,
+    DownloadPhase,
     Downloads,
     DownloadSpec,
-    Phase,
 )
 from genaid_server.resource.core.downloads.remote import HubFile, Item
 from genaid_server.resource.core.formats.gguf import ValueType
@@ -112,10 +112,10 @@ async def test_a_model_is_downloaded_and_installed(tmp_path: Path) -> None:
     remote = one(checksum=sha256(BIG))
     async with running(tmp_path, remote) as (downloads, store):
         download = await downloads.create(spec(URL, name="My Model"))
-        assert download.phase is Phase.QUEUED
+        assert download.phase is DownloadPhase.QUEUED
         phases = [seen.phase async for seen in downloads.watch(download.id)]
-        assert phases == sorted(phases, key=list(Phase).index)
-        assert phases[-1] is Phase.INSTALLED
+        assert phases == sorted(phases, key=list(DownloadPhase).index)
+        assert phases[-1] is DownloadPhase.INSTALLED
         last = downloads.get(download.id)
         installed = store.get(last.model_id)
         assert (installed.name, installed.type, installed.checksum) == ("My Model", ModelType.LLM, sha256(BIG))
@@ -246,18 +246,26 @@ async def test_what_is_installed_is_not_fetched_again(tmp_path: Path) -> None:
         first = await ended(downloads, await downloads.create(spec(hub)))
         asked = len(remote.resolved)
         again = await downloads.create(spec(hub))
-        assert (again.phase, again.model_id, again.id) == (Phase.INSTALLED, first.model_id, first.id)
+        assert (again.phase, again.model_id, again.id) == (DownloadPhase.INSTALLED, first.model_id, first.id)
         same = await downloads.create(DownloadSpec((Item(URL, checksum=sha256(language_model())),)))
-        assert (same.phase, same.model_id, same.bytes_done) == (Phase.INSTALLED, first.model_id, len(language_model()))
+        assert (same.phase, same.model_id, same.bytes_done) == (
+            DownloadPhase.INSTALLED,
+            first.model_id,
+            len(language_model()),
+        )
         assert len(remote.resolved) == asked
         # A branch has to be asked where it points to; the bytes are not.
         opened = len(remote.openings)
         branch = await ended(downloads, await downloads.create(spec(HubFile("owner/repo", "tiny.gguf"))))
-        assert (branch.phase, branch.model_id, len(remote.openings)) == (Phase.INSTALLED, first.model_id, opened)
+        assert (branch.phase, branch.model_id, len(remote.openings)) == (
+            DownloadPhase.INSTALLED,
+            first.model_id,
+            opened,
+        )
         assert len(store.list()) == 1
         await store.delete(first.model_id)
         anew = await ended(downloads, await downloads.create(spec(hub)))
-        assert anew.phase is Phase.INSTALLED
+        assert anew.phase is DownloadPhase.INSTALLED
         assert anew.id != first.id
 
 
@@ -268,7 +276,7 @@ async def failed(folder: Path, remote: ScriptedRemote, wanted: DownloadSpec | No
     """Expect that a download fails and that nothing is installed."""
     async with running(folder, remote) as (downloads, store):
         last = await ended(downloads, await downloads.create(wanted or spec(URL)))
-        assert last.phase is Phase.FAILED
+        assert last.phase is DownloadPhase.FAILED
         assert not store.list()
         assert last.failure is not None
         assert str(folder) not in last.failure.message
@@ -328,9 +336,9 @@ async def test_what_other_downloads_will_take_is_not_free(tmp_path: Path, monkey
         second = await ended(downloads, await downloads.create(spec(other)))
         assert code(second) == "INSUFFICIENT_RESOURCES"
         hold.go.set()
-        assert (await ended(downloads, first)).phase is Phase.INSTALLED
+        assert (await ended(downloads, first)).phase is DownloadPhase.INSTALLED
         # What was missing is there now, and so the same may be asked for again.
-        assert (await ended(downloads, await downloads.create(spec(other)))).phase is Phase.INSTALLED
+        assert (await ended(downloads, await downloads.create(spec(other)))).phase is DownloadPhase.INSTALLED
 
 
 async def test_sources_are_asked_again_while_they_fail(tmp_path: Path) -> None:
@@ -338,7 +346,7 @@ async def test_sources_are_asked_again_while_they_fail(tmp_path: Path) -> None:
     remote.resolving = [Refuse(), Refuse("Please wait.", retry_after=3.0)]
     async with running(tmp_path, remote) as (downloads, _):
         last = await ended(downloads, await downloads.create(spec(URL)))
-        assert (last.phase, last.retries, last.problem) == (Phase.INSTALLED, 2, "")
+        assert (last.phase, last.retries, last.problem) == (DownloadPhase.INSTALLED, 2, "")
 
 
 async def test_a_source_that_refuses_for_good_fails_the_download(tmp_path: Path) -> None:
@@ -376,7 +384,7 @@ async def test_a_file_with_a_wrong_checksum_is_gone_and_nothing_else_is(whose: s
         # With the right one it is fetched and installed.
         remote.files[URL].checksum = ""
         again = await downloads.create(DownloadSpec((replace(item, checksum=sha256(BIG)),)))
-        assert (await ended(downloads, again)).phase is Phase.INSTALLED
+        assert (await ended(downloads, again)).phase is DownloadPhase.INSTALLED
 
 
 # --- models of several files
@@ -409,7 +417,7 @@ async def test_shards_are_found_by_the_first_one_s_name(tmp_path: Path) -> None:
         download = await downloads.create(spec(HubFile("owner/repo", "q4/big-00001-of-00003.gguf")))
         assert [file.name for file in download.files] == list(contents)
         last = await ended(downloads, download)
-        assert last.phase is Phase.INSTALLED, last.failure
+        assert last.phase is DownloadPhase.INSTALLED, last.failure
         assert [file.bytes_done for file in last.files] == [len(content) for content in contents.values()]
         installed = store.get(last.model_id)
         assert [(file.name, file.shard) for file in installed.files] == list(zip(contents, (1, 2, 3), strict=True))
@@ -427,7 +435,7 @@ async def test_a_shard_that_is_bad_does_not_cost_the_good_ones(tmp_path: Path) -
         assert code(await ended(downloads, await downloads.create(wanted))) == "CHECKSUM_ERROR"
         remote.files[bad].checksum = ""
         remote.openings.clear()
-        assert (await ended(downloads, await downloads.create(wanted))).phase is Phase.INSTALLED
+        assert (await ended(downloads, await downloads.create(wanted))).phase is DownloadPhase.INSTALLED
         whole = {opening.name for opening in remote.openings if opening.end is None}
         assert whole == {bad, "http://models.test/big-00003-of-00003.gguf"}
 
@@ -450,7 +458,7 @@ async def test_components_make_one_model_and_are_shared(tmp_path: Path) -> None:
     remote, wanted = diffusion_parts()
     async with running(tmp_path, remote) as (downloads, store):
         last = await ended(downloads, await downloads.create(wanted))
-        assert last.phase is Phase.INSTALLED, last.failure
+        assert last.phase is DownloadPhase.INSTALLED, last.failure
         first = store.get(last.model_id)
         assert first.type is ModelType.DIFFUSION
         assert [file.component for file in first.files] == [Component.DIFFUSION_MODEL, Component.VAE]
@@ -459,7 +467,7 @@ async def test_components_make_one_model_and_are_shared(tmp_path: Path) -> None:
         remote.openings.clear()
         items = (wanted.items[0], Item(other, Component.DIFFUSION_MODEL))
         last = await ended(downloads, await downloads.create(DownloadSpec(items)))
-        assert last.phase is Phase.INSTALLED, last.failure
+        assert last.phase is DownloadPhase.INSTALLED, last.failure
         assert {opening.name for opening in remote.openings} == {other}
         second = store.get(last.model_id)
         assert second.files[1].path == first.files[1].path
@@ -480,7 +488,7 @@ async def test_a_shared_file_that_is_deleted_meanwhile_is_fetched(tmp_path: Path
         await store.delete(first.model_id)
         hold.go.set()
         last = await ended(downloads, second)
-        assert last.phase is Phase.INSTALLED, last.failure
+        assert last.phase is DownloadPhase.INSTALLED, last.failure
         assert all(file.path.is_file() for file in store.get(last.model_id).files)
 
 
@@ -498,7 +506,7 @@ async def test_only_so_many_run_at_once_and_the_others_wait_in_order(tmp_path: P
         made = [await downloads.create(spec(url)) for url in urls]
         await holds[0].reached.wait()
         await holds[1].reached.wait()
-        assert [downloads.get(each.id).phase for each in made[2:]] == [Phase.QUEUED] * 2
+        assert [downloads.get(each.id).phase for each in made[2:]] == [DownloadPhase.QUEUED] * 2
         assert [each.id for each in downloads.newest_first()] == [each.id for each in reversed(made)]
         holds[0].go.set()
         await ended(downloads, made[0])
@@ -514,7 +522,7 @@ async def test_only_so_many_run_at_once_and_the_others_wait_in_order(tmp_path: P
 
 async def cancelled(downloads: Downloads, download: Download, folder: Path) -> None:
     first = await downloads.cancel(download.id)
-    assert first.phase is Phase.CANCELLED
+    assert first.phase is DownloadPhase.CANCELLED
     assert await downloads.cancel(download.id) == first
     assert left_over(folder) == set()
 
@@ -527,11 +535,11 @@ async def test_a_running_download_can_be_cancelled(tmp_path: Path) -> None:
         watching = asyncio.create_task(ended(downloads, download))
         await hold.reached.wait()
         await cancelled(downloads, download, tmp_path)
-        assert (await watching).phase is Phase.CANCELLED
+        assert (await watching).phase is DownloadPhase.CANCELLED
         assert not store.list()
         assert remote.open_bodies == 0
     async with running(tmp_path, remote) as (downloads, _):
-        assert downloads.get(download.id).phase is Phase.CANCELLED
+        assert downloads.get(download.id).phase is DownloadPhase.CANCELLED
 
 
 async def test_a_download_can_be_cancelled_before_it_runs_and_while_it_is_checked(tmp_path: Path) -> None:
@@ -583,7 +591,7 @@ async def test_what_the_store_is_taking_is_installed_and_not_cancelled(
         with pytest.raises(AlreadyTerminalError):
             await cancelling
         assert len(store.list()) == 1
-        assert downloads.get(download.id).phase is Phase.INSTALLED
+        assert downloads.get(download.id).phase is DownloadPhase.INSTALLED
 
 
 # --- surviving
@@ -608,7 +616,7 @@ async def test_a_download_goes_on_wherever_the_service_ended(tenth: int, end: st
         resumed = await downloads.create(spec(URL), "key")
         assert resumed.id == download.id
         last = await ended(downloads, resumed)
-        assert last.phase is Phase.INSTALLED
+        assert last.phase is DownloadPhase.INSTALLED
         assert store.get(last.model_id).path.read_bytes() == BIG
         assert left_over(after) == set()
     if end == "closed" and place:
@@ -646,7 +654,7 @@ async def test_a_download_goes_on_from_every_phase(kill: str, tmp_path: Path, mo
     again = one()
     async with running(after, again) as (downloads, store):
         last = await ended(downloads, downloads.get(download.id))
-        assert last.phase is Phase.INSTALLED
+        assert last.phase is DownloadPhase.INSTALLED
         assert [each.path.read_bytes() for each in store.list()] == [BIG]
         assert left_over(after) == set()
     if kill.startswith("install"):
@@ -673,8 +681,8 @@ async def test_a_failed_download_s_bytes_are_used_by_the_next_try(tmp_path: Path
     again = one(BIG)
     async with running(tmp_path, again) as (downloads, _):
         second = await downloads.create(spec(URL))
-        assert (second.id != first.id, second.bytes_done) == (True, 200_000) or second.phase is Phase.QUEUED
-        assert (await ended(downloads, second)).phase is Phase.INSTALLED
+        assert (second.id != first.id, second.bytes_done) == (True, 200_000) or second.phase is DownloadPhase.QUEUED
+        assert (await ended(downloads, second)).phase is DownloadPhase.INSTALLED
         assert again.openings[-1].start == 200_000
         assert left_over(tmp_path) == set()
         assert len(downloads.newest_first()) == 2
@@ -712,7 +720,7 @@ async def test_a_journal_that_can_not_be_read_is_left_alone(tmp_path: Path, capl
     (folder / ".0123456789abcdef.json.x.tmp").write_bytes(b"")
     async with running(tmp_path, one()) as (downloads, _):
         assert not downloads.newest_first()
-        assert (await ended(downloads, await downloads.create(spec(URL)))).phase is Phase.INSTALLED
+        assert (await ended(downloads, await downloads.create(spec(URL)))).phase is DownloadPhase.INSTALLED
     assert len([record for record in caplog.records if "Passing over" in record.message]) == 2
     assert left_over(tmp_path) == {"0123456789abcdef", "fedcba9876543210"}
 
@@ -754,5 +762,5 @@ async def test_progress_never_falls_even_where_a_file_is_started_over(
     remote = one(BIG, *faults)
     async with running(tmp_path, remote) as (downloads, store):
         last = await ended(downloads, await downloads.create(spec(URL)))
-        assert last.phase is Phase.INSTALLED
+        assert last.phase is DownloadPhase.INSTALLED
         assert store.get(last.model_id).path.read_bytes() == remote.files[URL].content

@@ -9,7 +9,7 @@ import pytest
 
 from fakes.scripted_remote import ScriptedRemote, Served
 from genaid_server.kit.errors import FileSystemError
-from genaid_server.resource.core.downloads.manager import DownloadLimits, Downloads, DownloadSpec, Phase
+from genaid_server.resource.core.downloads.manager import DownloadLimits, DownloadPhase, Downloads, DownloadSpec
 from genaid_server.resource.core.downloads.remote import Item
 from genaid_server.resource.core.store.store import ModelStore
 from unit.formats.gguf_files import language_model
@@ -37,7 +37,7 @@ async def installed(folder: Path) -> str:
     async with Downloads(folder, store, remote, DownloadLimits(reserve_bytes=0)) as downloads:
         made = await downloads.create(DownloadSpec((Item(URL),)))
         last = [each async for each in downloads.watch(made.id)][-1]
-        assert last.phase is Phase.INSTALLED
+        assert last.phase is DownloadPhase.INSTALLED
     await store.close()
     return made.id
 

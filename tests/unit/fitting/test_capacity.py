@@ -3,7 +3,7 @@
 import pytest
 
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity, available, total
-from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.footprint import Footprint, MemoryNeed
 from genaid_server.resource.core.system.facts import EngineMemory, GpuMemory, Hardware, Memory, Ram
 from unit.fitting.fitting_models import GIB, MIB, gpu, machine
 
@@ -72,12 +72,12 @@ def test_half_of_the_whole_is_an_upper_limit_for_each_memory() -> None:
     [(10, 0, 0, True), (11, 0, 0, False), (10, 6, 1, True), (1, 7, 1, False), (1, 10, 2, True), (1, 11, 2, False)],
 )
 def test_a_need_fits_where_each_kind_of_memory_does(ram: int, vram: int, gpus: int, fits: bool) -> None:
-    need = Need(Footprint(weights=ram * GIB), Footprint(weights=vram * GIB))
+    need = MemoryNeed(Footprint(weights=ram * GIB), Footprint(weights=vram * GIB))
     assert Capacity(10 * GIB, (4 * GIB, 6 * GIB)).holds(need, gpus) is fits
 
 
 def test_each_gpu_needs_room_for_its_own_share_of_what_all_of_them_take() -> None:
-    need = Need(Footprint(), Footprint(weights=4 * GIB, compute=1 * GIB, overhead=1 * GIB))
+    need = MemoryNeed(Footprint(), Footprint(weights=4 * GIB, compute=1 * GIB, overhead=1 * GIB))
     assert Capacity(0, (5 * GIB, 1 * GIB)).holds(need, 2)
     assert not Capacity(0, (6 * GIB, 1 * GIB - 1)).holds(need, 2)
     assert not Capacity(0, (6 * GIB,)).holds(need, 2)
@@ -85,7 +85,7 @@ def test_each_gpu_needs_room_for_its_own_share_of_what_all_of_them_take() -> Non
 
 
 def test_what_is_placed_in_unified_memory_counts_in_main_memory_too() -> None:
-    need = Need(Footprint(weights=4 * GIB), Footprint(weights=6 * GIB))
+    need = MemoryNeed(Footprint(weights=4 * GIB), Footprint(weights=6 * GIB))
     assert Capacity(10 * GIB, (6 * GIB,), unified=True).holds(need)
     assert not Capacity(9 * GIB, (6 * GIB,), unified=True).holds(need)
     assert not Capacity(10 * GIB, (5 * GIB,), unified=True).holds(need)

@@ -8,10 +8,11 @@ import pytest
 from genaid_server.resource.core.fitting import diffusion_memory, llm_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
 from genaid_server.resource.core.fitting.check import check_diffusion, check_llm
-from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.footprint import Footprint, MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import CacheType, DiffusionShape, LlmShape
-from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes
+from genaid_server.resource.core.fitting.plan import Fit, LlmOptions, LlmWishes
 from genaid_server.resource.core.fitting.recommend import recommend
+from genaid_server.resource.core.fitting.search import LlmModel
 from unit.fitting.fitting_models import GIB, flux, llama_8b, mixture
 
 NOTHING = LlmWishes()
@@ -33,7 +34,9 @@ def fit_of(
 ) -> Fit:
     native = shape.context_length if shape else 4096
     gpu = bool(capacity.vram)
-    return check_llm(shape, size, 32, native, capacity, 8, wishes, of_total=of_total, has_gpu=gpu, total=total)
+    return check_llm(
+        LlmModel(shape, size, 32, native), capacity, 8, wishes, of_total=of_total, has_gpu=gpu, total=total
+    )
 
 
 # --- language models
@@ -57,15 +60,18 @@ def test_a_context_beyond_the_trained_one_is_no_obstacle_but_a_warning() -> None
 
 def test_the_config_is_the_recommended_one_where_that_fits_too() -> None:
     for capacity in (room(32), room(14), room(32, 12), room(32, 6), room(24, 16, unified=True)):
-        recommended = recommend(llama_8b(), SIZE, 32, 131072, capacity, 8, NOTHING)
+        recommended = recommend(LlmModel(llama_8b(), SIZE, 32, 131072), capacity, 8, NOTHING)
         assert fit_of(llama_8b(), capacity).config == recommended.config
 
 
 def test_no_margin_is_needed_to_be_possible() -> None:
-    need = llm_memory.need(llama_8b(), LlmConfig(7, 0, 4096, cache_type_k=CacheType.Q8_0, cache_type_v=CacheType.Q8_0))
+    need = llm_memory.need(llama_8b(), LlmOptions(7, 0, 4096, cache_type_k=CacheType.Q8_0, cache_type_v=CacheType.Q8_0))
     exact = Capacity(need.ram.total)
     assert fit_of(llama_8b(), exact).possible
-    assert recommend(llama_8b(), SIZE, 32, 4096, exact, 8, LlmWishes(context_size=4096)).config.context_size < 4096
+    assert (
+        recommend(LlmModel(llama_8b(), SIZE, 32, 4096), exact, 8, LlmWishes(context_size=4096)).config.context_size
+        < 4096
+    )
     assert not fit_of(llama_8b(), Capacity(need.ram.total - 1)).possible
 
 
@@ -212,7 +218,7 @@ def images(
     return check_diffusion(shape, 17 * GIB, width, height, capacity, of_total=of_total, has_gpu=gpu, total=total)
 
 
-def need_of(*, gpu: bool, offload: bool = False, size: int = 1024) -> Need:
+def need_of(*, gpu: bool, offload: bool = False, size: int = 1024) -> MemoryNeed:
     return diffusion_memory.need(flux(), width=size, height=size, gpu=gpu, offload_to_cpu=offload)
 
 
@@ -232,7 +238,7 @@ def test_weights_wait_in_main_memory_where_the_gpu_is_too_small_for_all() -> Non
     assert need.vram.total < whole.vram.total
     fit = images(flux(), Capacity(64 * GIB, (whole.vram.total - 1,)))
     assert (fit.possible, fit.need) == (True, need)
-    assert "wait in main memory" in fit.reason
+    assert "stay in main memory" in fit.reason
 
 
 def test_the_processor_is_the_last_resort() -> None:
@@ -289,5 +295,5 @@ def test_a_diffusion_model_without_a_shape_is_compared_by_its_size() -> None:
     exact = 17 * GIB * 6 // 5
     assert images(None, Capacity(exact, (GIB,))).possible
     fit = images(None, Capacity(exact - 1, (64 * GIB,)))
-    assert (fit.possible, fit.required, fit.need) == (False, exact, Need(Footprint(weights=exact), exact=False))
+    assert (fit.possible, fit.required, fit.need) == (False, exact, MemoryNeed(Footprint(weights=exact), exact=False))
     assert "quantization" in fit.suggestion

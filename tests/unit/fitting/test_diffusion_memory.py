@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genaid_server.resource.core.fitting.diffusion_memory import GPU_OVERHEAD, fallback, need
-from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.footprint import Footprint, MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import Backbone, DiffusionShape
 
 MEBIBYTE = 2**20
@@ -126,7 +126,7 @@ def test_flux_dev_by_hand() -> None:
     assert scores == 2_038_431_744
     assert backbone(FLUX, 1024) == scores + 13 * tokens * 3072 * 4 + 512 * 4096 * 4 == 2_782_920_704
     found = need(FLUX, width=1024, height=1024, gpu=True, vae_tiling=True)
-    assert found == Need(
+    assert found == MemoryNeed(
         ram=Footprint(compute=24 * 1024 * 1024, overhead=54_000_000),
         vram=Footprint(weights=FLUX.weights, compute=2_782_920_704, overhead=GPU_OVERHEAD),
     )
@@ -174,8 +174,8 @@ def test_what_is_on_the_processor_computes_there() -> None:
 
 
 def test_a_model_without_a_known_header_takes_its_size_and_a_fifth() -> None:
-    assert fallback(1000, gpu=False) == Need(ram=Footprint(weights=1200), exact=False)
-    assert fallback(1000, gpu=True) == Need(ram=Footprint(), vram=Footprint(weights=1200), exact=False)
+    assert fallback(1000, gpu=False) == MemoryNeed(ram=Footprint(weights=1200), exact=False)
+    assert fallback(1000, gpu=True) == MemoryNeed(ram=Footprint(), vram=Footprint(weights=1200), exact=False)
     assert fallback(0, gpu=False).total == 0
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.footprint import Footprint, MemoryNeed
 from genaid_server.resource.core.fitting.llm_memory import GPU_OVERHEAD, fallback, need
 from genaid_server.resource.core.fitting.model_shape import CacheType, Layer, LlmShape
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -100,7 +100,7 @@ JAMBA = LlmShape(
 )
 ALL = [LLAMA_3_8B, QWEN3_30B_A3B, GEMMA_3_4B, DEEPSEEK_V2_LITE, JAMBA]
 
-CPU = LlmConfig(threads=8, gpu_layers=0, context_size=8192)
+CPU = LlmOptions(threads=8, gpu_layers=0, context_size=8192)
 GPU = replace(CPU, gpu_layers=1000)
 
 
@@ -175,7 +175,7 @@ def test_slots_have_a_context_each_and_share_the_buffers() -> None:
 
 
 def test_the_experts_stay_in_main_memory() -> None:
-    config = LlmConfig(threads=8, gpu_layers=48, context_size=32_768, experts_on_cpu=True)
+    config = LlmOptions(threads=8, gpu_layers=48, context_size=32_768, experts_on_cpu=True)
     found = need(QWEN3_30B_A3B, config)
     assert found.vram.weights == (48 * 38 + 594) * MIB
     assert found.ram.weights == (48 * 1152 + 593) * MIB
@@ -188,7 +188,7 @@ def test_the_experts_stay_in_main_memory() -> None:
 
 
 def test_a_mixture_all_on_the_gpu() -> None:
-    found = need(QWEN3_30B_A3B, LlmConfig(threads=8, gpu_layers=48, context_size=32_768))
+    found = need(QWEN3_30B_A3B, LlmOptions(threads=8, gpu_layers=48, context_size=32_768))
     assert found.vram.weights == (48 * 1190 + 594) * MIB
     assert found.ram.weights == 593 * MIB
     assert found.ram.compute == (32 + 4) * MIB
@@ -268,7 +268,7 @@ def test_each_gpu_has_buffers_of_its_own() -> None:
     ("share", "ram", "vram"), [(0.0, 1200, 0), (0.25, 900, 300), (1.0, 0, 1200), (1.5, 0, 1200), (-1.0, 1200, 0)]
 )
 def test_the_size_alone(share: float, ram: int, vram: int) -> None:
-    assert fallback(1000, share) == Need(Footprint(weights=ram), Footprint(weights=vram), exact=False)
+    assert fallback(1000, share) == MemoryNeed(Footprint(weights=ram), Footprint(weights=vram), exact=False)
 
 
 # --- for all
@@ -309,10 +309,10 @@ def shapes(draw: st.DrawFn) -> LlmShape:
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> LlmConfig:
+def configs(draw: st.DrawFn) -> LlmOptions:
     flash_attention = draw(st.booleans())
     kinds = st.sampled_from(list(CacheType) if flash_attention else [CacheType.F16])
-    return LlmConfig(
+    return LlmOptions(
         threads=1,
         gpu_layers=draw(st.integers(0, 8)),
         context_size=draw(st.integers(32, 2**17)),
@@ -333,7 +333,7 @@ def at_most(less: Footprint, more: Footprint) -> bool:
 
 
 @given(shapes(), configs(), st.integers(0, 2**17), st.integers(1, 4))
-def test_a_longer_context_never_takes_less(shape: LlmShape, config: LlmConfig, longer: int, gpus: int) -> None:
+def test_a_longer_context_never_takes_less(shape: LlmShape, config: LlmOptions, longer: int, gpus: int) -> None:
     less = need(shape, config, gpus=gpus)
     more = need(shape, replace(config, context_size=config.context_size + longer), gpus=gpus)
     assert at_most(less.ram, more.ram)
@@ -341,7 +341,7 @@ def test_a_longer_context_never_takes_less(shape: LlmShape, config: LlmConfig, l
 
 
 @given(shapes(), configs(), st.integers(1, 8))
-def test_more_slots_take_more(shape: LlmShape, config: LlmConfig, slots: int) -> None:
+def test_more_slots_take_more(shape: LlmShape, config: LlmOptions, slots: int) -> None:
     less, more = need(shape, config), need(shape, replace(config, parallel=config.parallel + slots))
     assert at_most(less.ram, more.ram)
     assert at_most(less.vram, more.vram)
@@ -349,7 +349,7 @@ def test_more_slots_take_more(shape: LlmShape, config: LlmConfig, slots: int) ->
 
 
 @given(shapes(), configs())
-def test_more_layers_take_more(shape: LlmShape, config: LlmConfig) -> None:
+def test_more_layers_take_more(shape: LlmShape, config: LlmOptions) -> None:
     config = replace(config, gpu_layers=0)
     deeper = replace(shape, layers=(*shape.layers, shape.layers[0]))
     assert at_most(need(shape, config).ram, need(deeper, config).ram)
@@ -357,7 +357,7 @@ def test_more_layers_take_more(shape: LlmShape, config: LlmConfig) -> None:
 
 
 @given(shapes(), configs())
-def test_layers_that_move_to_the_gpu_never_raise_main_memory(shape: LlmShape, config: LlmConfig) -> None:
+def test_layers_that_move_to_the_gpu_never_raise_main_memory(shape: LlmShape, config: LlmOptions) -> None:
     needs = [need(shape, replace(config, gpu_layers=n)) for n in range(len(shape.layers) + 1)]
     for before, after in itertools.pairwise(needs):
         assert at_most(after.ram, before.ram)
@@ -367,7 +367,7 @@ def test_layers_that_move_to_the_gpu_never_raise_main_memory(shape: LlmShape, co
 
 
 @given(shapes(), configs(), st.integers(1, 4))
-def test_nothing_is_lost_on_the_way_to_the_gpu(shape: LlmShape, config: LlmConfig, gpus: int) -> None:
+def test_nothing_is_lost_on_the_way_to_the_gpu(shape: LlmShape, config: LlmOptions, gpus: int) -> None:
     found, whole = need(shape, config, gpus=gpus), need(shape, replace(config, gpu_layers=0))
     copied = shape.tied_weights if config.gpu_layers >= len(shape.layers) else 0
     assert found.ram.weights + found.vram.weights == shape.weights + copied
@@ -376,7 +376,7 @@ def test_nothing_is_lost_on_the_way_to_the_gpu(shape: LlmShape, config: LlmConfi
 
 
 @given(shapes(), configs())
-def test_experts_in_main_memory_leave_the_rest_where_it_is(shape: LlmShape, config: LlmConfig) -> None:
+def test_experts_in_main_memory_leave_the_rest_where_it_is(shape: LlmShape, config: LlmOptions) -> None:
     apart, together = (need(shape, replace(config, experts_on_cpu=each)) for each in (True, False))
     moved = sum(layer.expert_weights for layer in shape.layers[max(0, len(shape.layers) - config.gpu_layers) :])
     assert apart.ram.weights == together.ram.weights + moved

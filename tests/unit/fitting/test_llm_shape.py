@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from genaid_server.resource.core.fitting.llm_memory import need
 from genaid_server.resource.core.fitting.llm_shape import MAX_LAYERS, shape_of
 from genaid_server.resource.core.fitting.model_shape import Layer, LlmShape, Pooling
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 from genaid_server.resource.core.formats.gguf import ArrayField, GgufHeader, TensorInfo, ValueType, parse_header
 from unit.formats.gguf_files import MemorySource, array, diffusion_model, language_model, model, pair
 
@@ -516,7 +516,7 @@ NAMES = st.one_of(
     st.sampled_from(["token_embd.weight", "output.weight"]),
 )
 SHAPES = st.lists(st.one_of(st.integers(0, 100), st.just(2**40)), max_size=4).map(tuple)
-WORST = LlmConfig(threads=1, gpu_layers=1, context_size=2**24, parallel=64, flash_attention=False)
+WORST = LlmOptions(threads=1, gpu_layers=1, context_size=2**24, parallel=64, flash_attention=False)
 
 
 @given(

@@ -15,10 +15,11 @@ from genaid_server.resource.core.fitting import capacity as capacities
 from genaid_server.resource.core.fitting import llm_memory
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
 from genaid_server.resource.core.fitting.check import check_llm
-from genaid_server.resource.core.fitting.footprint import Need
+from genaid_server.resource.core.fitting.footprint import MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import CacheType, Layer, LlmShape
-from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes, Placement, Recommendation
+from genaid_server.resource.core.fitting.plan import Fit, LayerPlacement, LlmOptions, LlmWishes, Recommendation
 from genaid_server.resource.core.fitting.recommend import recommend
+from genaid_server.resource.core.fitting.search import LlmModel
 from genaid_server.resource.core.fitting.wishes import check_wishes
 from genaid_server.resource.core.system.facts import Ram
 from unit.fitting.fitting_models import GIB, MIB, gpu, machine
@@ -120,11 +121,13 @@ class Question:
     wishes: LlmWishes
 
     def recommend(self, room: Capacity) -> Recommendation:
-        return recommend(self.shape, SIZE, 5, self.native, room, self.cores, self.wishes)
+        return recommend(LlmModel(self.shape, SIZE, 5, self.native), room, self.cores, self.wishes)
 
     def check(self, room: Capacity, wishes: LlmWishes | None = None) -> Fit:
         asked = self.wishes if wishes is None else wishes
-        return check_llm(self.shape, SIZE, 5, self.native, room, self.cores, asked, of_total=False, has_gpu=True)
+        return check_llm(
+            LlmModel(self.shape, SIZE, 5, self.native), room, self.cores, asked, of_total=False, has_gpu=True
+        )
 
     @property
     def asked_context(self) -> int | None:
@@ -144,12 +147,12 @@ class Question:
     def experts(self) -> bool:
         return self.shape is not None and self.shape.expert_weights > 0
 
-    def need(self, config: LlmConfig, gpus: int) -> Need:
+    def need(self, config: LlmOptions, gpus: int) -> MemoryNeed:
         if self.shape:
             return llm_memory.need(self.shape, config, gpus=gpus)
         return llm_memory.fallback(SIZE, min(1, config.gpu_layers / 5))
 
-    def fits(self, config: LlmConfig, room: Capacity) -> bool:
+    def fits(self, config: LlmOptions, room: Capacity) -> bool:
         """On any number of the GPUs, the largest first."""
         for gpus in range(len(room.vram) + 1) if config.gpu_layers else (0,):
             need = self.need(config, max(1, gpus))
@@ -182,11 +185,11 @@ def with_margin(room: Capacity) -> Capacity:
 # --- the order, and all that may be recommended, without any cleverness
 
 
-PLACEMENTS: Final = (Placement.CPU, Placement.PARTIAL, Placement.EXPERTS_ON_CPU, Placement.FULL)
+PLACEMENTS: Final = (LayerPlacement.CPU, LayerPlacement.PARTIAL, LayerPlacement.EXPERTS_ON_CPU, LayerPlacement.FULL)
 Rank = tuple[int, int, int, bool, int, bool, int]
 
 
-def rank(question: Question, config: LlmConfig, placement: Placement) -> Rank:
+def rank(question: Question, config: LlmOptions, placement: LayerPlacement) -> Rank:
     return (
         min(config.context_size, question.floor),
         PLACEMENTS.index(placement),
@@ -198,12 +201,12 @@ def rank(question: Question, config: LlmConfig, placement: Placement) -> Rank:
     )
 
 
-def placement_of(question: Question, config: LlmConfig) -> Placement:
+def placement_of(question: Question, config: LlmOptions) -> LayerPlacement:
     if not config.gpu_layers:
-        return Placement.CPU
+        return LayerPlacement.CPU
     if config.gpu_layers < question.layers:
-        return Placement.PARTIAL
-    return Placement.EXPERTS_ON_CPU if config.experts_on_cpu and question.experts else Placement.FULL
+        return LayerPlacement.PARTIAL
+    return LayerPlacement.EXPERTS_ON_CPU if config.experts_on_cpu and question.experts else LayerPlacement.FULL
 
 
 def contexts(question: Question) -> list[int]:
@@ -252,7 +255,7 @@ def cases(draw: st.DrawFn) -> Case:
     if question.shape is None or draw(st.booleans()):
         return question, draw(rooms())
     k, v = draw(st.sampled_from(caches(question)))
-    config = LlmConfig(
+    config = LlmOptions(
         threads=1,
         gpu_layers=0,
         context_size=draw(st.sampled_from(contexts(question))),
@@ -275,7 +278,7 @@ def best(question: Question, room: Capacity) -> Rank | None:
     every = product(contexts(question), caches(question), slots(question), splits(question))
     for context, (k, v), parallel, (layers, on_cpu) in every:
         flash = question.wishes.flash_attention is not False
-        config = LlmConfig(1, layers, context, parallel, flash, k, v, on_cpu)
+        config = LlmOptions(1, layers, context, parallel, flash, k, v, on_cpu)
         open_context = question.wishes.context_size is None
         if len(caches(question)) > 1 and k is Q8_0 and context > question.floor:
             continue
@@ -375,7 +378,7 @@ def test_wishes_are_kept_and_only_a_context_is_reduced_which_is_said(case: Case)
             assert str(given_) in found.reasons["context_size"]
         elif asked is not None:
             assert given_ == asked
-    assert set(found.reasons) == {setting.name for setting in fields(LlmConfig)}
+    assert set(found.reasons) == {setting.name for setting in fields(LlmOptions)}
     assert all(reason.endswith(".") for reason in found.reasons.values())
 
 
@@ -408,8 +411,8 @@ def test_the_question_strategy_is_not_vacuous() -> None:
     assert min(seen[True], seen[False]) > 15
 
 
-@pytest.mark.parametrize("placement", Placement)
-def test_the_question_strategy_comes_to_every_placement(placement: Placement) -> None:
+@pytest.mark.parametrize("placement", LayerPlacement)
+def test_the_question_strategy_comes_to_every_placement(placement: LayerPlacement) -> None:
     def found(question: Question, room: Capacity) -> bool:
         given = question.recommend(room)
         return given.fits and given.placement is placement

@@ -8,8 +8,9 @@ from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.fitting import llm_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
 from genaid_server.resource.core.fitting.model_shape import CacheType, Layer, LlmShape
-from genaid_server.resource.core.fitting.plan import LlmWishes, Placement, Recommendation
+from genaid_server.resource.core.fitting.plan import LayerPlacement, LlmWishes, Recommendation
 from genaid_server.resource.core.fitting.recommend import recommend
+from genaid_server.resource.core.fitting.search import LlmModel
 from genaid_server.resource.core.fitting.wishes import check_wishes
 from unit.fitting.fitting_models import GIB, MIB, dense, llama_8b, mixture
 
@@ -29,7 +30,7 @@ def advise(
     """With so many GiB of memory."""
     room = Capacity(int(ram * GIB), tuple(int(size * GIB) for size in vram), unified)
     trained = native or (shape.context_length if shape else 4096)
-    return recommend(shape, 8 * GIB, 32, trained, room, cores, wishes)
+    return recommend(LlmModel(shape, 8 * GIB, 32, trained), room, cores, wishes)
 
 
 # --- placement
@@ -37,7 +38,7 @@ def advise(
 
 def test_all_layers_are_on_the_gpu_where_they_fit() -> None:
     found = advise(llama_8b(), 32, 23)
-    assert (found.placement, found.config.gpu_layers, found.gpus) == (Placement.FULL, 32, 1)
+    assert (found.placement, found.config.gpu_layers, found.gpus) == (LayerPlacement.FULL, 32, 1)
     assert found.fits
     assert found.need.ram.total < GIB < 8 * GIB < found.need.vram.total
     assert found.reasons["gpu_layers"].startswith("All 32 layers fit on the GPU: ")
@@ -46,17 +47,17 @@ def test_all_layers_are_on_the_gpu_where_they_fit() -> None:
 
 def test_experts_stay_in_main_memory_where_only_the_rest_fits_on_the_gpu() -> None:
     found = advise(mixture(), 32, 8)
-    assert found.placement is Placement.EXPERTS_ON_CPU
+    assert found.placement is LayerPlacement.EXPERTS_ON_CPU
     assert (found.config.gpu_layers, found.config.experts_on_cpu) == (48, True)
     assert "experts" in found.reasons["gpu_layers"]
-    assert advise(mixture(), 32, 23).placement is Placement.FULL
+    assert advise(mixture(), 32, 23).placement is LayerPlacement.FULL
     assert not advise(mixture(), 32, 23).config.experts_on_cpu
 
 
 def test_as_many_layers_as_fit_are_on_a_gpu_that_is_too_small_for_all() -> None:
     found = advise(llama_8b(), 32, 6)
     room = Capacity(32 * GIB, (6 * GIB,)).with_margin()
-    assert found.placement is Placement.PARTIAL
+    assert found.placement is LayerPlacement.PARTIAL
     assert room.holds(found.need)
     one_more = replace(found.config, gpu_layers=found.config.gpu_layers + 1)
     assert not room.holds(llm_memory.need(llama_8b(), one_more))
@@ -66,7 +67,7 @@ def test_as_many_layers_as_fit_are_on_a_gpu_that_is_too_small_for_all() -> None:
 
 def test_layers_without_their_experts_are_more_layers() -> None:
     found = advise(mixture(), 32, 2.6)
-    assert found.placement is Placement.PARTIAL
+    assert found.placement is LayerPlacement.PARTIAL
     assert found.config.experts_on_cpu
     assert "without their experts" in found.reasons["gpu_layers"]
 
@@ -74,32 +75,32 @@ def test_layers_without_their_experts_are_more_layers() -> None:
 @pytest.mark.parametrize("vram", [(), (1,), (0.25, 0.25)])
 def test_without_a_gpu_of_use_all_is_in_main_memory(vram: tuple[float, ...]) -> None:
     found = advise(llama_8b(), 32, *vram)
-    assert (found.placement, found.config.gpu_layers, found.gpus) == (Placement.CPU, 0, 0)
+    assert (found.placement, found.config.gpu_layers, found.gpus) == (LayerPlacement.CPU, 0, 0)
     assert found.need.vram.total == 0
     assert found.reasons["gpu_layers"].startswith("No layer fits" if vram else "There is no GPU")
 
 
 def test_each_gpu_has_to_hold_buffers_of_its_own() -> None:
-    assert advise(llama_8b(), 32, *[1.7] * 8).placement is Placement.CPU
-    assert advise(llama_8b(), 32, *[2.7] * 8).placement is Placement.FULL
+    assert advise(llama_8b(), 32, *[1.7] * 8).placement is LayerPlacement.CPU
+    assert advise(llama_8b(), 32, *[2.7] * 8).placement is LayerPlacement.FULL
 
 
 def test_two_gpus_carry_together_what_one_can_not() -> None:
-    assert advise(llama_8b(), 32, 7).placement is Placement.PARTIAL
+    assert advise(llama_8b(), 32, 7).placement is LayerPlacement.PARTIAL
     found = advise(llama_8b(), 32, 7, 7)
-    assert (found.placement, found.gpus) == (Placement.FULL, 2)
+    assert (found.placement, found.gpus) == (LayerPlacement.FULL, 2)
     assert "on the 2 GPUs" in found.reasons["gpu_layers"]
 
 
 def test_a_gpu_that_would_cost_more_than_it_gives_is_left_out() -> None:
     found = advise(llama_8b(), 32, 12, 1.25)
-    assert (found.placement, found.gpus) == (Placement.FULL, 1)
+    assert (found.placement, found.gpus) == (LayerPlacement.FULL, 1)
     assert found.reasons["gpu_layers"].endswith(" of 12.0 GiB free.")
 
 
 def test_unified_memory_is_counted_once() -> None:
     found = advise(llama_8b(), 32, 22, unified=True)
-    assert found.placement is Placement.FULL
+    assert found.placement is LayerPlacement.FULL
     assert found.need.total <= 0.9 * 32 * GIB
     tight = advise(llama_8b(), 9, 9, unified=True)
     assert not tight.fits
@@ -223,7 +224,7 @@ def test_wishes_that_fit_are_met() -> None:
     assert found.fits
     config = found.config
     assert (config.threads, config.gpu_layers, config.context_size, config.parallel) == (3, 7, 5000, 3)
-    assert found.placement is Placement.PARTIAL
+    assert found.placement is LayerPlacement.PARTIAL
     assert set(found.reasons) == {
         "threads",
         "gpu_layers",
@@ -238,7 +239,7 @@ def test_wishes_that_fit_are_met() -> None:
 
 def test_as_many_layers_as_there_are_or_more_are_all_of_them() -> None:
     found = advise(llama_8b(), 32, 23, wishes=LlmWishes(gpu_layers=99))
-    assert (found.placement, found.config.gpu_layers, found.fits) == (Placement.FULL, 99, True)
+    assert (found.placement, found.config.gpu_layers, found.fits) == (LayerPlacement.FULL, 99, True)
     assert "23.0 GiB free" in found.reasons["gpu_layers"]
 
 
@@ -268,15 +269,15 @@ def test_a_smaller_context_is_given_up_for_other_wishes() -> None:
 
 def test_experts_stay_where_they_were_wished() -> None:
     forced = advise(mixture(), 32, 23, wishes=LlmWishes(experts_on_cpu=True))
-    assert (forced.placement, forced.config.experts_on_cpu) == (Placement.EXPERTS_ON_CPU, True)
+    assert (forced.placement, forced.config.experts_on_cpu) == (LayerPlacement.EXPERTS_ON_CPU, True)
     refused = advise(mixture(), 32, 8, wishes=LlmWishes(experts_on_cpu=False))
-    assert (refused.placement, refused.config.experts_on_cpu) == (Placement.PARTIAL, False)
+    assert (refused.placement, refused.config.experts_on_cpu) == (LayerPlacement.PARTIAL, False)
 
 
 def test_where_nothing_fits_the_config_is_the_smallest() -> None:
     found = advise(llama_8b(), 4, 2)
     assert not found.fits
-    assert found.placement is Placement.CPU
+    assert found.placement is LayerPlacement.CPU
     config = found.config
     assert (config.gpu_layers, config.context_size, config.parallel, config.cache_type_k) == (0, 512, 1, Q8_0)
     assert found.reasons["context_size"].startswith("Not even 512 tokens fit. ")
@@ -296,8 +297,8 @@ def test_without_a_shape_the_size_counts_and_the_reasons_say_so() -> None:
     assert "header" in found.reasons["context_size"]
     assert not advise(None, 10).fits
     full = advise(None, 16, 12)
-    assert (full.placement, full.config.gpu_layers) == (Placement.FULL, 32)
-    assert advise(None, 16, 6).placement is Placement.PARTIAL
+    assert (full.placement, full.config.gpu_layers) == (LayerPlacement.FULL, 32)
+    assert advise(None, 16, 6).placement is LayerPlacement.PARTIAL
 
 
 def test_without_a_shape_a_context_that_was_asked_for_is_taken() -> None:
@@ -308,7 +309,7 @@ def test_without_a_shape_a_context_that_was_asked_for_is_taken() -> None:
 
 def test_a_model_without_layers_or_attention_has_an_answer() -> None:
     recurrent = replace(llama_8b(), layers=(Layer(200 * MIB, state=4 * MIB),) * 24)
-    assert advise(recurrent, 32, 12).placement is Placement.FULL
+    assert advise(recurrent, 32, 12).placement is LayerPlacement.FULL
     assert advise(replace(llama_8b(), layers=()), 32, 12).fits
 
 

@@ -6,11 +6,11 @@ import logging
 import pytest
 
 from genaid_client import NotFoundError
-from genaid_server.gateway.http.single_flight import Flights
+from genaid_server.gateway.http.single_flight import SingleFlight
 
 
 async def test_callers_share_one_run() -> None:
-    flights, gate, runs = Flights(), asyncio.Event(), []
+    flight, gate, runs = SingleFlight(), asyncio.Event(), []
 
     async def work() -> int:
         runs.append(1)
@@ -18,7 +18,7 @@ async def test_callers_share_one_run() -> None:
         return 7
 
     async with asyncio.TaskGroup() as group:
-        callers = [group.create_task(flights.share("key", work)) for _ in range(5)]
+        callers = [group.create_task(flight.share("key", work)) for _ in range(5)]
         await asyncio.sleep(0)
         gate.set()
     assert [caller.result() for caller in callers] == [7] * 5
@@ -26,24 +26,24 @@ async def test_callers_share_one_run() -> None:
 
 
 async def test_work_runs_anew_after_it_has_ended() -> None:
-    flights, runs = Flights(), []
+    flight, runs = SingleFlight(), []
 
     async def work() -> None:
         runs.append(1)
 
-    await flights.share("key", work)
-    await flights.share("key", work)
+    await flight.share("key", work)
+    await flight.share("key", work)
     assert len(runs) == 2
 
 
 async def test_a_caller_that_leaves_does_not_stop_the_work() -> None:
-    flights, gate, done = Flights(), asyncio.Event(), asyncio.Event()
+    flight, gate, done = SingleFlight(), asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
         await gate.wait()
         done.set()
 
-    caller = asyncio.create_task(flights.share("key", work))
+    caller = asyncio.create_task(flight.share("key", work))
     await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -53,31 +53,31 @@ async def test_a_caller_that_leaves_does_not_stop_the_work() -> None:
 
 
 async def test_every_caller_gets_the_error() -> None:
-    flights = Flights()
+    flight = SingleFlight()
 
     async def work() -> None:
         await asyncio.sleep(0)
         raise NotFoundError("gone")
 
-    results = await asyncio.gather(*(flights.share("key", work) for _ in range(3)), return_exceptions=True)
+    results = await asyncio.gather(*(flight.share("key", work) for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [NotFoundError] * 3
 
 
 async def test_an_unexpected_error_that_nobody_awaits_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    flights = Flights()
+    flight = SingleFlight()
 
     async def work() -> None:
         raise KeyError("bug")
 
     with caplog.at_level(logging.ERROR):
-        task = flights.start("key", work)
+        task = flight.start("key", work)
         await asyncio.wait((task,))
         await asyncio.sleep(0)
     assert "failed unexpectedly" in caplog.text
 
 
 async def test_close_ends_what_is_in_flight() -> None:
-    flights, ended = Flights(), []
+    flight, ended = SingleFlight(), []
 
     async def work() -> None:
         try:
@@ -85,8 +85,8 @@ async def test_close_ends_what_is_in_flight() -> None:
         finally:
             ended.append(1)
 
-    flights.start("a", work)
-    flights.start("b", work)
+    flight.start("a", work)
+    flight.start("b", work)
     await asyncio.sleep(0)
-    await flights.close()
+    await flight.close()
     assert ended == [1, 1]

@@ -36,12 +36,12 @@ from genaid_server.image.core.engine_state import (
     UseOver,
 )
 from genaid_server.image.core.engine_step import step
-from genaid_server.image.core.lease import Prospect, Size
+from genaid_server.image.core.lease import ImageSize, Prospect
 from genaid_server.image.core.settings import WHOLE, EngineOptions, ImageModel, Settings
 from genaid_server.kit.errors import BackendError, DomainError, InsufficientResourcesError
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 
-SIZES = (Size(64, 64), Size(512, 512), Size(1024, 1024))
+SIZES = (ImageSize(64, 64), ImageSize(512, 512), ImageSize(1024, 1024))
 MODELS = tuple(ImageModel(name, name, ((WHOLE, Path(name)),)) for name in ("a", "b"))
 CHOICES = (Settings("", 2), Settings("a", 2), Settings("b", 2), Settings("a", 1))
 NO_ROOM = InsufficientResourcesError("too little")
@@ -150,7 +150,7 @@ class World:
             assert self.process is None or self.process.told_to_end, "it goes on after a stop"
         if self.timer is not None:
             assert not self.users
-            assert self.state.shown.state is State.RUNNING
+            assert self.state.shown.state is ServerState.RUNNING
 
     # --- what people do
 
@@ -172,7 +172,7 @@ class World:
         self.users -= 1
         self.happen(UseOver())
 
-    def load(self, size: Size, model: ImageModel | None) -> None:
+    def load(self, size: ImageSize, model: ImageModel | None) -> None:
         ticket = self.ticket()
         self.loads.append(ticket)
         self.happen(LoadAsked(ticket, size, model))

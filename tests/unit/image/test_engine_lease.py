@@ -11,12 +11,12 @@ import psutil
 import pytest
 
 from genaid_server.image.core import engine_lease
-from genaid_server.image.core.generation import State as Progress
-from genaid_server.image.core.lease import Placement, Size
+from genaid_server.image.core.generation import GenerationState
+from genaid_server.image.core.lease import ImagePlacement, ImageSize
 from genaid_server.image.core.settings import EngineOptions
 from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.errors import BackendError, InsufficientResourcesError, ServerError
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 from image_stage import (
     AWAY,
     DEAF,
@@ -46,7 +46,7 @@ async def test_nothing_is_loaded_before_the_lease_is_granted_and_it_ends_after_t
             if any("waiting for memory: the LLM is offloaded" in record.message for record in records):
                 break
         assert children() == []
-        assert stage.engine.info.value.life.state is State.STARTING
+        assert stage.engine.info.value.life.state is ServerState.STARTING
         lease.grant()
         info = await starting
         assert [child.pid for child in children()] == [info.life.pid]
@@ -86,7 +86,7 @@ async def test_a_refusal_reaches_who_asked_and_the_next_one_may_have_more_luck(t
         assert (failure.code, failure.message) == ("INSUFFICIENT_RESOURCES", "too little")
         stage.manager.generous = True
         drawn = await finished(generations, (await generations.create(SPEC)).id)
-        assert drawn.state is Progress.COMPLETE
+        assert drawn.state is GenerationState.COMPLETE
 
 
 @pytest.mark.parametrize("end", ["failure", "silence"])
@@ -118,9 +118,9 @@ async def test_to_cancel_a_generation_that_waits_for_memory_ends_its_lease(tmp_p
     async with scene(tmp_path, generous=False) as stage, stage.generations() as generations:
         created = await generations.create(SPEC)
         lease = await stage.manager.next()
-        assert (await generations.cancel(created.id)).state is Progress.CANCELLED
+        assert (await generations.cancel(created.id)).state is GenerationState.CANCELLED
         assert lease.over.is_set()
-        assert stage.engine.info.value.life.state is State.STOPPED
+        assert stage.engine.info.value.life.state is ServerState.STOPPED
 
 
 async def test_an_engine_that_dies_gives_its_memory_back(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ async def test_an_engine_that_dies_gives_its_memory_back(tmp_path: Path) -> None
         pid = (await stage.engine.start("tiny")).life.pid
         psutil.Process(pid).kill()
         await stage.manager.streams[0].over.wait()
-        await stage.until(State.CRASHED)
+        await stage.until(ServerState.CRASHED)
 
 
 async def test_an_engine_that_died_is_given_to_nobody_while_its_lease_ends(
@@ -142,7 +142,7 @@ async def test_an_engine_that_died_is_given_to_nobody_while_its_lease_ends(
             psutil.Process(process.pid).kill()
             await process.exited()
         await stage.manager.reported.wait()
-        assert stage.engine.info.value.life.state is State.RUNNING  # as nobody was told otherwise yet
+        assert stage.engine.info.value.life.state is ServerState.RUNNING  # as nobody was told otherwise yet
         with stage.engine.use():
             assert (await stage.engine.ready(SMALL)).alive
         assert stage.engine.info.value.life.restarts == 1
@@ -154,10 +154,10 @@ async def test_an_engine_that_died_is_given_to_nobody_while_its_lease_ends(
 
 async def test_nothing_is_asked_for_an_image_that_the_lease_covers(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
-        for size in (Size(512, 256), Size(64, 2048), Size(512, 256), SMALL):
+        for size in (ImageSize(512, 256), ImageSize(64, 2048), ImageSize(512, 256), SMALL):
             with stage.engine.use():
                 await stage.engine.ready(size)
-        assert [stream.need.size for stream in stage.manager.streams] == [Size(512, 256)]
+        assert [stream.need.size for stream in stage.manager.streams] == [ImageSize(512, 256)]
 
 
 async def test_a_larger_image_takes_a_larger_lease_in_place_of_the_first(
@@ -216,7 +216,7 @@ async def test_a_cancelled_wait_for_a_larger_lease_leaves_the_first(tmp_path: Pa
         await generations.cancel(created.id)
         assert second.over.is_set()
         assert not first.over.is_set()
-        assert stage.engine.info.value.life.state is State.RUNNING
+        assert stage.engine.info.value.life.state is ServerState.RUNNING
 
 
 @pytest.mark.parametrize("moment", ["before", "while it waits"])
@@ -254,7 +254,7 @@ async def test_the_next_life_begins_with_the_size_that_was_wanted_last(tmp_path:
             await stage.engine.start("tiny")  # which joins it
             await generations.cancel(created.id)  # the engine is killed and started again
         sizes = [stream.need.size for stream in stage.manager.streams]
-        assert sizes == [Size(1024, 64), Size(1024, 64), Size(512, 64)]
+        assert sizes == [ImageSize(1024, 64), ImageSize(1024, 64), ImageSize(512, 64)]
         await stage.engine.start("tiny", threads=1, replace_running=True)
         assert stage.manager.streams[-1].need.size == SMALL
 
@@ -263,7 +263,7 @@ async def test_a_start_makes_nobody_leave_and_the_first_image_loads_the_model(tm
     async with scene(tmp_path) as stage, stage.generations() as generations:
         stage.manager.room = False
         info = await stage.engine.start("tiny")
-        assert (info.life.state, info.accepting, stage.manager.streams) == (State.STOPPED, True, [])
+        assert (info.life.state, info.accepting, stage.manager.streams) == (ServerState.STOPPED, True, [])
         assert info.life.config is not None
         assert info.life.config.model_id == "tiny"
         created = await generations.create(SPEC)
@@ -271,9 +271,9 @@ async def test_a_start_makes_nobody_leave_and_the_first_image_loads_the_model(tm
         stage.manager.room = ServerError("nobody is asked")
         again = await stage.engine.start("tiny")  # it is there already
         stage.manager.room = False
-        assert (again.life.state, len(stage.manager.streams)) == (State.RUNNING, 1)
+        assert (again.life.state, len(stage.manager.streams)) == (ServerState.RUNNING, 1)
         other = await stage.engine.start("tiny", threads=1, replace_running=True)
-        assert (other.life.state, children()) == (State.STOPPED, [])
+        assert (other.life.state, children()) == (ServerState.STOPPED, [])
 
 
 async def test_a_start_of_what_can_never_fit_changes_nothing(tmp_path: Path) -> None:
@@ -290,7 +290,9 @@ async def test_a_start_of_what_can_never_fit_changes_nothing(tmp_path: Path) -> 
 
 async def test_the_engine_computes_as_its_placement_says(tmp_path: Path) -> None:
     async with scene(tmp_path, command=TELLING) as stage:
-        stage.manager.placement = Placement(vae_tiling=True, max_vram_bytes=7, reason="decoding in tiles saves memory")
+        stage.manager.placement = ImagePlacement(
+            vae_tiling=True, max_vram_bytes=7, reason="decoding in tiles saves memory"
+        )
         asked = EngineOptions(flash_attention=True, offload_to_cpu=True, max_vram_bytes=9)
         given = replace(asked, vae_tiling=True, max_vram_bytes=7)
         started = await stage.engine.start("tiny", options=asked)
@@ -310,7 +312,7 @@ async def test_the_engine_computes_as_its_placement_says(tmp_path: Path) -> None
 async def test_a_larger_lease_with_another_placement_takes_another_engine(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         pid = (await stage.engine.start("tiny")).life.pid
-        stage.manager.placement = Placement(vae_tiling=True)
+        stage.manager.placement = ImagePlacement(vae_tiling=True)
         with stage.engine.use():
             process = await stage.engine.ready(LARGE)
         assert process.pid != pid
@@ -338,10 +340,10 @@ async def test_an_idle_engine_leaves_when_its_memory_is_wanted_back(
         lease.reclaim(after)
         await lease.over.wait()
         assert lease.alive_at_the_end == []
-        await stage.until(State.STOPPED)
+        await stage.until(ServerState.STOPPED)
         assert stage.engine.info.value.life.event == "unloaded"
         assert stage.engine.info.value.accepting
-        assert "the memory is wanted back: somebody else" in stage.log
+        assert "the resource manager asks for the memory back: somebody else" in stage.log
 
 
 async def test_an_engine_that_works_leaves_afterwards(tmp_path: Path) -> None:
@@ -353,7 +355,7 @@ async def test_an_engine_that_works_leaves_afterwards(tmp_path: Path) -> None:
             await lease.taken()
             await stage.engine.start("tiny")  # which joins the life, and whose end does not make it idle
             await asyncio.sleep(0)
-            assert (stage.engine.info.value.life.state, stage.pid) == (State.RUNNING, pid)
+            assert (stage.engine.info.value.life.state, stage.pid) == (ServerState.RUNNING, pid)
             assert not lease.over.is_set()
         await lease.over.wait()
 
@@ -370,7 +372,7 @@ async def test_work_that_comes_at_the_last_moment_finds_an_engine(tmp_path: Path
                 for _ in range(5):
                     await asyncio.sleep(0)  # what was decided before would be done now
                 life = stage.engine.info.value.life
-                assert (process.alive, life.state, life.pid) == (True, State.RUNNING, process.pid)
+                assert (process.alive, life.state, life.pid) == (True, ServerState.RUNNING, process.pid)
 
 
 async def test_the_shorter_time_counts(tmp_path: Path) -> None:
@@ -408,7 +410,7 @@ async def test_generations_that_wait_run_on_where_the_manager_has_time(
         lease.grant()
         lease.reclaim(after)
         for generation in created:
-            assert (await finished(generations, generation.id)).state is Progress.COMPLETE
+            assert (await finished(generations, generation.id)).state is GenerationState.COMPLETE
         assert len(stage.manager.streams) == lives
 
 
@@ -423,7 +425,7 @@ async def test_an_engine_that_nobody_waits_for_leaves_once_it_is_loaded(tmp_path
         lease.grant()
         lease.reclaim()
         await lease.over.wait()
-        await stage.until(State.STOPPED)
+        await stage.until(ServerState.STOPPED)
 
 
 async def test_an_engine_that_is_killed_while_its_memory_is_wanted_back_is_not_started_again(tmp_path: Path) -> None:
@@ -433,7 +435,7 @@ async def test_an_engine_that_is_killed_while_its_memory_is_wanted_back_is_not_s
         (lease,) = stage.manager.streams
         lease.reclaim(LATER)
         await generations.cancel(created.id)
-        assert stage.engine.info.value.life.state is State.STOPPED
+        assert stage.engine.info.value.life.state is ServerState.STOPPED
         assert len(stage.manager.streams) == 1
 
 
@@ -445,7 +447,7 @@ async def test_a_lease_whose_stream_broke_off_is_asked_for_again(tmp_path: Path,
     async with scene(tmp_path, generous=False) as stage:
         starting = asyncio.create_task(stage.engine.start("tiny"))
         first = await stage.manager.next()
-        first.grant(Placement(vae_tiling=True))
+        first.grant(ImagePlacement(vae_tiling=True))
         pid = (await starting).life.pid
         with stage.engine.use():
             if end == "failure":
@@ -483,7 +485,7 @@ async def test_an_engine_whose_lease_can_not_be_had_again_leaves(tmp_path: Path,
                 assert stage.pid == pid
         else:
             (await stage.manager.next()).fail(NO_ROOM)
-        await stage.until(State.STOPPED)
+        await stage.until(ServerState.STOPPED)
         assert stage.engine.info.value.life.event == "unloaded"
         stage.manager.generous = True
         with stage.engine.use():
@@ -498,7 +500,7 @@ async def test_a_resident_engine_draws_while_nobody_grants_anything(tmp_path: Pa
         (await stage.manager.next()).fail(AWAY)
         lost = await stage.manager.next()
         drawn = await finished(generations, (await generations.create(replace(SPEC, width=1024, height=1024))).id)
-        assert drawn.state is Progress.COMPLETE
+        assert drawn.state is GenerationState.COMPLETE
         assert stage.pid == pid
         lost.fail(AWAY)
         again = await stage.manager.next()
@@ -536,7 +538,7 @@ async def test_an_engine_that_ends_while_it_is_asked_for_again_asks_no_more(tmp_
 # --- what is reported
 
 
-async def reports(stage: Scene, enough: Callable[[], bool]) -> list[tuple[str, Size, int]]:
+async def reports(stage: Scene, enough: Callable[[], bool]) -> list[tuple[str, ImageSize, int]]:
     while not enough():
         stage.manager.reported.clear()
         await stage.manager.reported.wait()
@@ -547,11 +549,11 @@ async def test_an_image_is_reported_with_its_size_and_what_the_engine_took(tmp_p
     async with scene(tmp_path) as stage, stage.generations() as generations:
         for width in (128, 64, 256):
             created = await generations.create(replace(SPEC, width=width))
-            assert (await finished(generations, created.id)).state is Progress.COMPLETE
+            assert (await finished(generations, created.id)).state is GenerationState.COMPLETE
             count = len(stage.manager.reports) + 1
             await reports(stage, lambda count=count: len(stage.manager.reports) >= count)  # type: ignore[misc]
         first, second, third = stage.manager.reports
-        assert [report[1] for report in (first, second, third)] == [Size(128, 64), SMALL, Size(256, 64)]
+        assert [report[1] for report in (first, second, third)] == [ImageSize(128, 64), SMALL, ImageSize(256, 64)]
         assert (first[0], third[0]) == ("lease-1", "lease-2")
         assert first[2] > 1_000_000
         assert second[2] == 0  # the peak is that of the larger image before
@@ -564,7 +566,7 @@ async def test_files_that_are_mapped_count_as_well(tmp_path: Path) -> None:
         stage.model.write_bytes(b"")
         with stage.model.open("r+b") as file:
             file.truncate(2**40)
-        assert (await finished(generations, (await generations.create(SPEC)).id)).state is Progress.COMPLETE
+        assert (await finished(generations, (await generations.create(SPEC)).id)).state is GenerationState.COMPLETE
         ((_, _, peak),) = await reports(stage, lambda: bool(stage.manager.reports))
         assert 2**40 < peak < 2**41
 
@@ -572,19 +574,19 @@ async def test_files_that_are_mapped_count_as_well(tmp_path: Path) -> None:
 async def test_work_without_an_image_is_reported_without_a_size(tmp_path: Path) -> None:
     async with scene(tmp_path, command=(sys.executable, str(FAKE), "full-disk")) as stage:
         async with stage.generations() as generations:
-            assert (await finished(generations, (await generations.create(SPEC)).id)).state is Progress.ERROR
-        assert await reports(stage, lambda: bool(stage.manager.reports)) == [("lease-1", Size(0, 0), 0)]
+            assert (await finished(generations, (await generations.create(SPEC)).id)).state is GenerationState.ERROR
+        assert await reports(stage, lambda: bool(stage.manager.reports)) == [("lease-1", ImageSize(0, 0), 0)]
         with pytest.raises(asyncio.CancelledError), stage.engine.use():
             raise asyncio.CancelledError
         told = await reports(stage, lambda: len(stage.manager.reports) == 2)
-        assert told[1] == ("lease-1", Size(0, 0), 0)
+        assert told[1] == ("lease-1", ImageSize(0, 0), 0)
 
 
 async def test_without_a_lease_there_is_nothing_to_report(tmp_path: Path) -> None:
     async with scene(tmp_path, generous=False) as stage, stage.generations() as generations:
         created = await generations.create(SPEC)
         (await stage.manager.next()).fail(NO_ROOM)
-        assert (await finished(generations, created.id)).state is Progress.ERROR
+        assert (await finished(generations, created.id)).state is GenerationState.ERROR
         starting = asyncio.create_task(stage.engine.start("tiny"))
         (await stage.manager.next()).wait()
         with stage.engine.use():
@@ -602,10 +604,10 @@ async def test_the_last_report_comes_before_the_end_of_the_lease(tmp_path: Path)
     async with scene(tmp_path, keep_alive=0) as stage, stage.generations() as generations:
         stage.manager.open_for_reports.clear()
         created = await generations.create(SPEC)
-        assert (await finished(generations, created.id)).state is Progress.COMPLETE  # which waits for no report
+        assert (await finished(generations, created.id)).state is GenerationState.COMPLETE  # which waits for no report
         await reports(stage, lambda: bool(stage.manager.reports))
         (lease,) = stage.manager.streams
-        await stage.until(State.STOPPING)
+        await stage.until(ServerState.STOPPING)
         while children():  # noqa: ASYNC110 - nobody tells of the end of the process
             await asyncio.sleep(0.01)
         assert not lease.over.is_set()
@@ -622,7 +624,7 @@ async def test_a_report_that_hangs_keeps_nobody(tmp_path: Path, monkeypatch: pyt
         stage.manager.open_for_reports.clear()
         for number in range(3):
             created = await generations.create(SPEC)
-            assert (await finished(generations, created.id)).state is Progress.COMPLETE
+            assert (await finished(generations, created.id)).state is GenerationState.COMPLETE
             await stage.manager.streams[number].over.wait()
         assert len(stage.manager.reports) == 1
         stage.manager.open_for_reports.set()
@@ -644,5 +646,5 @@ async def test_a_report_that_fails_is_no_matter(tmp_path: Path) -> None:
         stage.manager.report_error = BackendError("no thanks")
         for number in range(1, 3):
             created = await generations.create(SPEC)
-            assert (await finished(generations, created.id)).state is Progress.COMPLETE
+            assert (await finished(generations, created.id)).state is GenerationState.COMPLETE
             await reports(stage, lambda number=number: len(stage.manager.reports) == number)  # type: ignore[misc]

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from genaid.image.v1 import generation_pb2
-from genaid_server.image.core.generation import Limits
-from genaid_server.image.core.generation import State as Progress
+from genaid_server.image.core.generation import GenerationState, Limits
 from genaid_server.image.core.generations import Generations
 from genaid_server.image.core.progress import Calibration
 from genaid_server.image.servicers import GenerationServicer
@@ -21,7 +20,7 @@ from genaid_server.kit.errors import (
     ServerError,
 )
 from genaid_server.supervision.stop_reason import StopReason
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 from image_stage import DEAF, FAKE, SMALL, SPEC, drawing, finished, model_in, scene
 from worker import children
 
@@ -33,7 +32,7 @@ CAT = generation_pb2.GenerateImagesRequest(
 async def complete(generations: Generations) -> str:
     """Make an image; returns the model that it was made with."""
     made = await finished(generations, (await generations.create(SPEC)).id)
-    assert made.state is Progress.COMPLETE, made.failure
+    assert made.state is GenerationState.COMPLETE, made.failure
     return made.model_id
 
 
@@ -52,7 +51,7 @@ async def test_a_stop_wins_over_a_start_that_still_asks_for_room(tmp_path: Path)
         for _ in range(10):
             await asyncio.sleep(0)
         now = stage.engine.info.value
-        assert (stopped.life.state, now.life.state, now.accepting) == (State.STOPPED, State.STOPPED, False)
+        assert (stopped.life.state, now.life.state, now.accepting) == (ServerState.STOPPED, ServerState.STOPPED, False)
         assert (stage.manager.streams, now.stop_reason) == ([], StopReason.STOPPED)
 
 
@@ -61,13 +60,13 @@ async def test_a_start_that_comes_while_a_stop_ends_the_engine_is_what_counts(tm
         created = await generations.create(SPEC)
         await drawing(generations, created.id)
         stopping = asyncio.create_task(generations.stop_engine())
-        await stage.until(State.STOPPING)
+        await stage.until(ServerState.STOPPING)
         started = await stage.engine.start("tiny")
         stopped = await stopping
-        assert generations.get(created.id).state is Progress.CANCELLED
-        assert (stopped.life.state, started.life.state) == (State.STOPPED, State.RUNNING)
+        assert generations.get(created.id).state is GenerationState.CANCELLED
+        assert (stopped.life.state, started.life.state) == (ServerState.STOPPED, ServerState.RUNNING)
         now = stage.engine.info.value
-        assert (now.life.state, now.accepting, now.life.pid) == (State.RUNNING, True, started.life.pid)
+        assert (now.life.state, now.accepting, now.life.pid) == (ServerState.RUNNING, True, started.life.pid)
 
 
 async def test_no_generation_is_accepted_once_a_stop_was_asked_for(tmp_path: Path) -> None:
@@ -101,9 +100,9 @@ async def test_a_repeated_start_is_the_same_start(tmp_path: Path) -> None:
         assert first == joined
         await stage.engine.stop()
         assert await stage.engine.start("tiny", request_id="one") == first
-        assert (stage.engine.info.value.life.state, len(stage.manager.streams)) == (State.STOPPED, 1)
+        assert (stage.engine.info.value.life.state, len(stage.manager.streams)) == (ServerState.STOPPED, 1)
         await stage.engine.start("tiny", request_id="two")
-        assert stage.engine.info.value.life.state is State.RUNNING
+        assert stage.engine.info.value.life.state is ServerState.RUNNING
         with pytest.raises(InvalidRequestError):
             await stage.engine.start("tiny", request_id="x" * 129)
 
@@ -113,7 +112,7 @@ async def test_a_start_that_failed_may_be_tried_again_with_its_id(tmp_path: Path
         for _ in range(2):
             with pytest.raises(ModelNotFoundError):
                 await stage.engine.start("nothing", request_id="one")
-        assert (await stage.engine.start("tiny", request_id="one")).life.state is State.RUNNING
+        assert (await stage.engine.start("tiny", request_id="one")).life.state is ServerState.RUNNING
 
 
 async def test_a_start_goes_on_when_its_caller_leaves(tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ async def test_a_start_goes_on_when_its_caller_leaves(tmp_path: Path) -> None:
         lease = await stage.manager.next()
         starting.cancel()
         lease.grant()
-        await stage.until(State.RUNNING)
+        await stage.until(ServerState.RUNNING)
 
 
 # --- choice and default
@@ -164,7 +163,7 @@ async def test_a_choice_ends_with_the_model_that_was_chosen(tmp_path: Path) -> N
     async with scene(tmp_path, keep_alive=0) as stage, stage.generations() as generations:
         stage.manager.installed["other"] = model_in(tmp_path, "other")
         await stage.engine.start("tiny")
-        await stage.until(State.STOPPED)
+        await stage.until(ServerState.STOPPED)
         assert stage.engine.info.value.stop_reason is StopReason.UNLOADED_WHEN_IDLE
         del stage.manager.installed["tiny"]
         stage.manager.installed["third"] = model_in(tmp_path, "third")
@@ -178,7 +177,7 @@ async def test_a_choice_ends_with_the_model_that_was_chosen(tmp_path: Path) -> N
 async def test_a_model_that_was_imported_again_is_opened_where_it_lies_now(tmp_path: Path) -> None:
     async with scene(tmp_path, keep_alive=0) as stage, stage.generations() as generations:
         await stage.engine.start("tiny")
-        await stage.until(State.STOPPED)
+        await stage.until(ServerState.STOPPED)
         stage.model.unlink()
         again = tmp_path / "again"
         again.mkdir()
@@ -281,7 +280,7 @@ async def test_what_the_engine_says_of_another_job_is_not_taken_for_this_one(tmp
     async with scene(tmp_path, command=late) as stage, stage.generations() as generations:
         for _ in range(2):
             made = await finished(generations, (await generations.create(SPEC)).id)
-            assert made.state is Progress.COMPLETE
+            assert made.state is GenerationState.COMPLETE
             assert [(image.seed, image.width) for image in made.images] == [(1, 1)]
 
 

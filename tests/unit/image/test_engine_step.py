@@ -16,11 +16,11 @@ from genaid_server.image.core.engine_state import (
     RoomCame,
     TimeUp,
 )
-from genaid_server.image.core.lease import Prospect, Size
+from genaid_server.image.core.lease import ImageSize, Prospect
 from genaid_server.image.core.settings import EngineOptions, Settings
 from genaid_server.kit.errors import DomainError
 from genaid_server.supervision.stop_reason import StopReason
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 from unit.image.engine_world import BROKEN, CHOICES, MODELS, NO_ROOM, SIZES, World
 
 choices, sizes, models = st.sampled_from(CHOICES), st.sampled_from(SIZES), st.sampled_from(MODELS)
@@ -56,7 +56,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.world.rest()
 
     @rule(size=sizes, model=st.one_of(st.none(), models))
-    def load(self, size: Size, model: object) -> None:
+    def load(self, size: ImageSize, model: object) -> None:
         self.world.load(size, model)  # type: ignore[arg-type]
 
     @precondition(lambda self: self.world.loads)
@@ -145,7 +145,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert not self.world.waiting, "somebody waits for ever"
         assert self.world.process is None
         assert self.world.state.stop_reason is StopReason.STOPPED
-        assert self.world.state.shown.state is State.STOPPED
+        assert self.world.state.shown.state is ServerState.STOPPED
 
 
 TestTenThousandEvents = EngineMachine.TestCase
@@ -162,7 +162,7 @@ def running(choice: Settings = CHOICES[1]) -> World:
     world = World()
     world.start(choice, replace_running=False)
     world.settle()
-    assert world.state.shown.state is State.RUNNING
+    assert world.state.shown.state is ServerState.RUNNING
     return world
 
 
@@ -242,26 +242,26 @@ def test_a_load_that_was_left_ends_its_life_unless_a_start_waits_for_it() -> Non
 @pytest.mark.parametrize(
     ("course", "state", "reason"),
     [
-        ("nothing", State.STOPPED, StopReason.NEVER_STARTED),
-        ("stop", State.STOPPED, StopReason.STOPPED),
-        ("idle", State.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
-        ("wanted back", State.STOPPED, StopReason.OFFLOADED),
-        ("refused", State.STOPPED, StopReason.REFUSED_FOR_MEMORY),
-        ("no room", State.STOPPED, StopReason.NEVER_STARTED),
-        ("no room, after a stop", State.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
-        ("crash", State.CRASHED, StopReason.CRASHED),
-        ("crash, then stop", State.STOPPED, StopReason.STOPPED),
-        ("manager away", State.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
+        ("nothing", ServerState.STOPPED, StopReason.NEVER_STARTED),
+        ("stop", ServerState.STOPPED, StopReason.STOPPED),
+        ("idle", ServerState.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
+        ("reclaimed", ServerState.STOPPED, StopReason.OFFLOADED),
+        ("refused", ServerState.STOPPED, StopReason.REFUSED_FOR_MEMORY),
+        ("no room", ServerState.STOPPED, StopReason.NEVER_STARTED),
+        ("no room, after a stop", ServerState.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
+        ("crash", ServerState.CRASHED, StopReason.CRASHED),
+        ("crash, then stop", ServerState.STOPPED, StopReason.STOPPED),
+        ("manager away", ServerState.STOPPED, StopReason.UNLOADED_WHEN_IDLE),
     ],
 )
-def test_why_it_does_not_run_is_known(course: str, state: State, reason: StopReason) -> None:
+def test_why_it_does_not_run_is_known(course: str, state: ServerState, reason: StopReason) -> None:
     world = World() if course in ("nothing", "refused", "no room") else running()
     match course:
         case "stop":
             world.stop()
         case "idle":
             world.time_passes()
-        case "wanted back":
+        case "reclaimed":
             world.want_back(0.0)
             world.time_passes()
         case "refused":

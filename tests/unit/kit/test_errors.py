@@ -2,7 +2,7 @@
 
 import pytest
 
-from genaid_server.kit.errors import DomainError, Kind
+from genaid_server.kit.errors import DomainError, ErrorKind
 
 DOCUMENTED = {
     "MODEL_NOT_FOUND",
@@ -32,4 +32,4 @@ def test_an_error_carries_its_message_its_facts_and_a_kind(error: type[DomainErr
     raised = error("Something is wrong.", field="prompt")
     assert str(raised) == raised.message == "Something is wrong."
     assert raised.facts == {"field": "prompt"}
-    assert isinstance(raised.kind, Kind)
+    assert isinstance(raised.kind, ErrorKind)

@@ -140,7 +140,7 @@ def test_a_file_has_one_writer(tmp_path: Path, capsys: pytest.CaptureFixture[str
         OURS.info("first")
         with ServiceLog(logging.ERROR, logging.ERROR, path, None):
             pass
-    assert "another process's" in capsys.readouterr().err
+    assert "another process writes it" in capsys.readouterr().err
     assert len(lines_of(path)) == 1
 
 

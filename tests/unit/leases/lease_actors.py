@@ -10,8 +10,8 @@ from typing import Final
 
 from genaid_server.kit.errors import DomainError, NotFoundError
 from genaid_server.resource.core.fitting.footprint import Amount, MemoryKind
-from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
-from genaid_server.resource.core.leases.leases import Leases, Tenancy
+from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, LeaseState
+from genaid_server.resource.core.leases.leases import HeldLease, Leases
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measured
 from unit.leases.lease_machine import image, llm
 
@@ -112,14 +112,14 @@ class World:
 
     # --- what must hold
 
-    def arrived(self, tenancy: Tenancy) -> None:
-        self._arrivals[tenancy.lease.value.id] = len(self._arrivals)
+    def arrived(self, held: HeldLease) -> None:
+        self._arrivals[held.lease.value.id] = len(self._arrivals)
 
     def granted(self) -> list[Lease]:
-        return [lease for lease in self.leases.present() if lease.state is not State.WAITING]
+        return [lease for lease in self.leases.present() if lease.state is not LeaseState.WAITING]
 
     def waiting(self) -> list[Lease]:
-        return [lease for lease in self.leases.present() if lease.state is State.WAITING]
+        return [lease for lease in self.leases.present() if lease.state is LeaseState.WAITING]
 
     def stop(self) -> None:
         """The service stops: nothing is granted any more."""
@@ -130,15 +130,15 @@ class World:
     def check(self) -> None:
         """What holds at every step."""
         present = self.leases.present()
-        granted = [lease for lease in present if lease.state is not State.WAITING]
-        waiting = [lease for lease in present if lease.state is State.WAITING]
+        granted = [lease for lease in present if lease.state is not LeaseState.WAITING]
+        waiting = [lease for lease in present if lease.state is LeaseState.WAITING]
         together = total([lease.request.amount for lease in granted])
         assert_within(together, self.total, "granted in all")
         assert_within(Amount(), self.free, "physical memory")
         tenants = [lease.request.tenant_id for lease in granted]
         assert len(set(tenants)) == len(tenants), "a tenant has two leases"
         if not waiting:
-            assert all(lease.state is State.GRANTED for lease in granted), "nobody wants it, and it is reclaimed"
+            assert all(lease.state is LeaseState.GRANTED for lease in granted), "nobody wants it, and it is reclaimed"
         for lease in granted:
             if lease.id not in self._granted:
                 self._check_grant(lease, granted, waiting)
@@ -188,7 +188,7 @@ def assert_within(amount: Amount, most: Amount, what: str) -> None:
 class Session:
     """One lease of a tenant, from asking for it to its end, in a task of its own."""
 
-    tenancy: Tenancy
+    held: HeldLease
     task: asyncio.Task[None]
 
     def __init__(self, request: LeaseRequest) -> None:
@@ -198,14 +198,14 @@ class Session:
 
     async def follow(self) -> None:
         """Notice what becomes of the lease."""
-        async for _ in self.tenancy.lease.watch():
+        async for _ in self.held.lease.watch():
             self.changed.set()
         self.over = True
         self.changed.set()
 
     @property
     def lease(self) -> Lease:
-        return self.tenancy.lease.value
+        return self.held.lease.value
 
 
 class Actor(ABC):
@@ -254,8 +254,8 @@ class Actor(ABC):
         if session.request.resident:
             await asyncio.sleep(RECONNECTING)
         try:
-            async with self.world.leases.hold(session.request) as session.tenancy:
-                self.world.arrived(session.tenancy)
+            async with self.world.leases.hold(session.request) as session.held:
+                self.world.arrived(session.held)
                 try:
                     await self._with_lease(session)
                 finally:
@@ -265,7 +265,7 @@ class Actor(ABC):
             self.world.outcomes.append(error.reason)
 
     async def _with_lease(self, session: Session) -> None:
-        await session.tenancy.granted()
+        await session.held.granted()
         self.session, self.asking = session, None if self.asking is session else self.asking
         await self._load(session)
         following = asyncio.create_task(session.follow(), name="follow")
@@ -362,7 +362,7 @@ class Painter(Actor):
             while not session.over and not (session.stopping and not self.working):
                 session.changed.clear()
                 patience = None
-                if session.lease.state is State.RECLAIM and not self.working:
+                if session.lease.state is LeaseState.RECLAIM and not self.working:
                     patience = max(session.lease.reclaim_after or 0.0, 0.001)
                 try:
                     await asyncio.wait_for(session.changed.wait(), patience)
@@ -402,7 +402,7 @@ class Talker(Actor):
     async def stay(self, session: Session) -> None:
         while not session.over and not session.stopping:
             session.changed.clear()
-            if session.lease.state is not State.RECLAIM:
+            if session.lease.state is not LeaseState.RECLAIM:
                 await session.changed.wait()
             elif await self._makes_room(session):
                 self._comes_back = session.stopping = True
@@ -414,6 +414,6 @@ class Talker(Actor):
             await asyncio.wait_for(session.changed.wait(), self.world.drain)
         except TimeoutError:
             return True
-        if session.lease.state is State.GRANTED:
+        if session.lease.state is LeaseState.GRANTED:
             self.world.outcomes.append("stays")
         return False

@@ -12,10 +12,10 @@ import pytest
 
 from genaid_server.kit.errors import InsufficientResourcesError
 from genaid_server.resource.core.fitting.footprint import Amount
-from genaid_server.resource.core.leases.lease import LLM_TENANT, Lease, LeaseRequest, State
+from genaid_server.resource.core.leases.lease import LLM_TENANT, Lease, LeaseRequest, LeaseState
 from genaid_server.resource.core.leases.leases import POLL, Leases
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measured
-from genaid_server.resource.core.leases.plan import Kind
+from genaid_server.resource.core.leases.plan import TenantKind
 
 DELAY: Final = 2.0
 TIMEOUT: Final = 5.0
@@ -106,12 +106,12 @@ class Machine:
 
 def llm(ram: int, vram: int = 0, **more: Any) -> LeaseRequest:
     """What the LLM asks for."""
-    return LeaseRequest(LLM_TENANT, Kind.LLM, more.pop("model_id", "talker"), Amount(ram, vram), **more)
+    return LeaseRequest(LLM_TENANT, TenantKind.LLM, more.pop("model_id", "talker"), Amount(ram, vram), **more)
 
 
 def image(ram: int, vram: int = 0, *, name: str = "painter", **more: Any) -> LeaseRequest:
     """What an image engine asks for."""
-    return LeaseRequest(name, Kind.IMAGE, more.pop("model_id", f"{name}'s"), Amount(ram, vram), **more)
+    return LeaseRequest(name, TenantKind.IMAGE, more.pop("model_id", f"{name}'s"), Amount(ram, vram), **more)
 
 
 async def settle() -> None:
@@ -119,7 +119,7 @@ async def settle() -> None:
     await asyncio.sleep(POLL / 100)
 
 
-class Seat:
+class Holder:
     """A lease and its holder, who leaves with `leave`."""
 
     def __init__(self, leases: Leases, request: LeaseRequest) -> None:
@@ -129,7 +129,7 @@ class Seat:
         self._watching: asyncio.Task[None] | None = None
 
     async def take(self) -> Self:
-        self.tenancy = await self._block.enter_async_context(self._hold)
+        self.held = await self._block.enter_async_context(self._hold)
         self._watching = asyncio.create_task(self._watch())
         return self
 
@@ -141,14 +141,14 @@ class Seat:
 
     @property
     def now(self) -> Lease:
-        return self.tenancy.lease.value
+        return self.held.lease.value
 
     @property
-    def state(self) -> State:
+    def state(self) -> LeaseState:
         return self.now.state
 
     @property
-    def told(self) -> list[tuple[State, float | None]]:
+    def told(self) -> list[tuple[LeaseState, float | None]]:
         """What its watcher was told so far."""
         return [(lease.state, lease.reclaim_after) for lease in self._seen]
 
@@ -158,12 +158,12 @@ class Seat:
         return self._watching is not None and self._watching.done()
 
     async def _watch(self) -> None:
-        async for lease in self.tenancy.lease.watch():
+        async for lease in self.held.lease.watch():
             self._seen.append(lease)
 
 
-class House:
-    """Leases over a machine; whoever still has a seat at the end leaves it."""
+class Scene:
+    """Leases over a machine; whoever still has a holder at the end leaves it."""
 
     def __init__(self, machine: Machine | None = None, **options: Any) -> None:
         self.machine = machine or Machine()
@@ -179,19 +179,19 @@ class House:
     ) -> None:
         await self._stack.aclose()
 
-    async def seat(self, request: LeaseRequest) -> Seat:
+    async def holder(self, request: LeaseRequest) -> Holder:
         """Ask for a lease, and go on when nothing more happens at once."""
-        seat = await Seat(self.leases, request).take()
-        self._stack.push_async_callback(seat.leave)
+        holder = await Holder(self.leases, request).take()
+        self._stack.push_async_callback(holder.leave)
         await settle()
-        return seat
+        return holder
 
-    async def tenant(self, request: LeaseRequest) -> Seat:
+    async def tenant(self, request: LeaseRequest) -> Holder:
         """An engine that was granted memory, and has all of it."""
-        seat = await self.seat(request)
-        assert seat.state is State.GRANTED
+        holder = await self.holder(request)
+        assert holder.state is LeaseState.GRANTED
         self.machine.load(request)
-        return seat
+        return holder
 
     def open(self) -> list[str]:
         return [lease.id for lease in self.leases.present()]
@@ -202,12 +202,12 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def refusal(seat: Seat) -> InsufficientResourcesError:
+async def refusal(holder: Holder) -> InsufficientResourcesError:
     """Why its lease was refused; it is over then."""
     with pytest.raises(InsufficientResourcesError) as caught:
-        await seat.tenancy.granted()
+        await holder.held.granted()
     with pytest.raises(InsufficientResourcesError):
-        seat.tenancy.raise_if_refused()
+        holder.held.raise_if_refused()
     await settle()
-    assert seat.over
+    assert holder.over
     return caught.value

@@ -20,8 +20,8 @@ from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
 from genaid_server.resource.core.fitting.footprint import Amount, MemoryKind
 from genaid_server.resource.core.fitting.model_shape import DiffusionShape
 from genaid_server.resource.core.leases.images import ImageLeaseRequest, ImageNeeds
-from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, Placement
-from genaid_server.resource.core.leases.plan import Kind, Room, plan
+from genaid_server.resource.core.leases.lease import ImagePlacement, Lease, LeaseRequest
+from genaid_server.resource.core.leases.plan import AvailableMemory, TenantKind, plan
 from genaid_server.resource.core.leases.usage import Usage, image_key
 from genaid_server.resource.core.leases.ways import ImageNeed, Way, choose
 from genaid_server.resource.core.store.store import ModelStore
@@ -65,7 +65,7 @@ class TestWays:
     def test_with_ample_memory_it_is_as_asked(self) -> None:
         way = chosen(GPU, Capacity(64 * GIB, (48 * GIB,)))
         assert (way.need, way.amount, way.measured) == (GPU, needed(), False)
-        assert way.placement == Placement()
+        assert way.placement == ImagePlacement()
 
     @pytest.mark.parametrize(("shape", "number"), FITTING)
     def test_the_fastest_that_fits_into_vram_is_taken(self, shape: DiffusionShape, number: int) -> None:
@@ -80,7 +80,10 @@ class TestWays:
         assert tiled.placement.reason.startswith("To save memory the image is decoded in tiles: else it would take ")
         assert " of VRAM, and may use " in tiled.placement.reason
         both = chosen(GPU, Capacity(64 * GIB, (needed(True, True, shape=LIGHT).vram,)), shape=LIGHT)
-        assert "the weights wait in main memory for their turn on the GPU, and the image is" in both.placement.reason
+        assert (
+            "the weights stay in main memory and move to the GPU as they are needed, and the image is"
+            in both.placement.reason
+        )
         in_ram = chosen(CPU, Capacity(needed(tiling=True, gpu=False).ram))
         assert " of RAM, and may use " in in_ram.placement.reason
 
@@ -89,7 +92,7 @@ class TestWays:
         room = Amount(needed(True).ram - 1, needed(tiling=True).vram - 2)
         way = chosen(GPU, Capacity(room.ram, (room.vram,)))
         assert way.amount == needed(True)
-        refused = plan(way.amount, [], Room(room, room))
+        refused = plan(way.amount, [], AvailableMemory(room, room))
         assert (refused.possible, refused.bottleneck) == (False, MemoryKind.RAM)
         assert (refused.required, refused.available) == (way.amount.ram, room.ram)
 
@@ -101,7 +104,7 @@ class TestWays:
 
     def test_on_the_processor_only_tiles_help(self) -> None:
         room = Capacity(needed(gpu=False).ram, (48 * GIB,))
-        assert chosen(CPU, room).placement == Placement()
+        assert chosen(CPU, room).placement == ImagePlacement()
         less = chosen(CPU, replace(room, ram=room.ram - 1))
         assert (less.placement.vae_tiling, less.placement.offload_to_cpu) == (True, False)
         assert less.amount == needed(tiling=True, gpu=False)
@@ -110,7 +113,7 @@ class TestWays:
         ample = Capacity(64 * GIB, (48 * GIB,))
         for offload, tiling in WAYS:
             way = chosen(replace(GPU, offload_to_cpu=offload, vae_tiling=tiling), ample)
-            assert way.placement == Placement(offload, tiling)
+            assert way.placement == ImagePlacement(offload, tiling)
         asked = replace(GPU, flash_attention=True, clip_on_cpu=True, vae_on_cpu=True)
         way = chosen(asked, ample)
         expected = diffusion_memory.need(
@@ -120,18 +123,18 @@ class TestWays:
 
     def test_an_engine_that_is_resident_computes_as_it_does(self) -> None:
         way = chosen(GPU, Capacity(GIB, (GIB,)), as_asked=True)
-        assert (way.amount, way.placement) == (needed(), Placement())
+        assert (way.amount, way.placement) == (needed(), ImagePlacement())
 
     def test_a_variant_without_a_gpu_computes_on_the_processor(self) -> None:
         way = chosen(replace(GPU, max_vram_bytes=GIB), Capacity(64 * GIB))
         assert (way.amount, way.need.variant) == (needed(gpu=False), "cpu")
-        assert way.placement == Placement(reason=way.placement.reason)
+        assert way.placement == ImagePlacement(reason=way.placement.reason)
         assert "No GPU was found" in way.placement.reason
 
     def test_one_gpu_is_used_the_largest(self) -> None:
         two = Capacity(64 * GIB, (needed().vram - 1, needed(True, True).vram))
         assert chosen(GPU, two).placement.vae_tiling
-        assert chosen(GPU, replace(two, vram=(GIB, needed().vram))).placement == Placement()
+        assert chosen(GPU, replace(two, vram=(GIB, needed().vram))).placement == ImagePlacement()
 
 
 class TestUnifiedMemory:
@@ -174,7 +177,7 @@ class TestLimitOfVram:
         assert chosen(GPU, self.ROOM, 25 * GIB).placement.max_vram_bytes == 25 * GIB
 
     def test_it_means_nothing_to_a_processor(self) -> None:
-        assert chosen(replace(CPU, max_vram_bytes=GIB), self.ROOM, GIB).placement == Placement()
+        assert chosen(replace(CPU, max_vram_bytes=GIB), self.ROOM, GIB).placement == ImagePlacement()
 
     def test_one_that_is_too_small_for_every_way_has_the_engine_compute_in_parts(self) -> None:
         way = chosen(replace(GPU, max_vram_bytes=GIB), self.ROOM)
@@ -196,7 +199,7 @@ class TestWithoutShape:
 
     def test_nobody_knows_what_would_help(self) -> None:
         way = choose(None, 40 * GIB, GPU, Capacity(64 * GIB, (8 * GIB,)), 0, unmeasured)
-        assert (way.placement, way.amount.vram) == (Placement(), int(48 * GIB))
+        assert (way.placement, way.amount.vram) == (ImagePlacement(), int(48 * GIB))
 
 
 class TestMeasured:
@@ -322,8 +325,8 @@ class TestRequests:
     async def test_it_asks_for_what_the_engine_takes(self, tmp_path: Path, demo_models: DemoModels) -> None:
         async with place(tmp_path, demo_models) as at:
             small, large = await at.ask(), await at.ask(width=512, height=512)
-            assert (small.tenant_id, small.kind, small.model_id) == ("worker", Kind.IMAGE, "sd")
-            assert (small.placement, small.measured, small.resident) == (Placement(), False, False)
+            assert (small.tenant_id, small.kind, small.model_id) == ("worker", TenantKind.IMAGE, "sd")
+            assert (small.placement, small.measured, small.resident) == (ImagePlacement(), False, False)
             assert at.store.get("sd").size_bytes < small.amount.ram < large.amount.ram
             assert small.amount.vram == 0
             assert (await at.needs.request("worker", ImageNeed("sd"), resident=True)).resident
@@ -332,7 +335,7 @@ class TestRequests:
         async with place(tmp_path, demo_models, "nvidia-3090") as at:
             ample = await at.ask(variant="cuda12", width=512, height=512)
             assert ample.amount.vram > diffusion_memory.GPU_OVERHEAD
-            assert ample.placement == Placement()
+            assert ample.placement == ImagePlacement()
             assert (await at.ask(width=512, height=512)).amount.vram == 0
             limit = ample.amount.vram - 1
             less = await at.ask(variant="cuda12", width=512, height=512, max_vram_bytes=limit)
@@ -470,6 +473,6 @@ class TestLearning:
             request = await at.ask()
             at.needs.learn(Lease("1", request, 0.0), 0, 0, 300 * MIB)
             at.needs.learn(Lease("1", request, 0.0), 64, 64, 0)
-            at.needs.learn(Lease("2", LeaseRequest("llm", Kind.LLM, "llama", Amount(1)), 0.0), 64, 64, 300 * MIB)
+            at.needs.learn(Lease("2", LeaseRequest("llm", TenantKind.LLM, "llama", Amount(1)), 0.0), 64, 64, 300 * MIB)
             assert await at.ask() == request
             assert not (at.files / "memory-usage.json").exists()

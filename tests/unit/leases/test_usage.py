@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from genaid_server.resource.core.fitting.model_shape import CacheType
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 from genaid_server.resource.core.leases.usage import MAX_KNOWN, MOST, Usage, image_key, llm_key
 from genaid_server.resource.core.leases.ways import ImageNeed
 
 NEED = ImageNeed("sd")
-CONFIG = LlmConfig(threads=4, gpu_layers=0, context_size=2048)
+CONFIG = LlmOptions(threads=4, gpu_layers=0, context_size=2048)
 
 
 @pytest.fixture

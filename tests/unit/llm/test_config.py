@@ -7,15 +7,15 @@ import pytest
 
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.fitting.model_shape import CacheType, Pooling
-from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes
-from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest, Serving, check_serving, own_argv
+from genaid_server.resource.core.fitting.plan import LlmOptions, LlmWishes
+from genaid_server.resource.core.llm.config import LlmEngineConfig, LlmRequest, Serving, check_serving, own_argv
 
 KEY = "open-sesame"
-CONFIG = EngineConfig(
+CONFIG = LlmEngineConfig(
     model_id="qwen",
     model_path=Path("models") / "qwen.gguf",
     size_bytes=1000,
-    llm=LlmConfig(threads=6, gpu_layers=33, context_size=4096, parallel=4),
+    llm=LlmOptions(threads=6, gpu_layers=33, context_size=4096, parallel=4),
     serving=Serving(port=8080, api_key=KEY),
     separates_reasoning=False,
     slot_save_path=Path("slots") / "qwen",
@@ -102,7 +102,7 @@ def test_the_arguments_of_a_program() -> None:
         (replace(CONFIG, pooling=Pooling.MEAN), ["--embeddings", "--batch-size", "4096", "--ubatch-size", "4096"]),
     ],
 )
-def test_each_setting_is_an_argument(config: EngineConfig, added: list[str]) -> None:
+def test_each_setting_is_an_argument(config: LlmEngineConfig, added: list[str]) -> None:
     argv = own_argv(config, 1)
     pairs = [argv[start : start + len(added)] for start in range(len(argv))]
     assert pairs.count(added) == 1

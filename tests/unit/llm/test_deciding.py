@@ -8,18 +8,18 @@ import pytest
 
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.footprint import Amount
-from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.leases.plan import Kind
+from genaid_server.resource.core.fitting.plan import LlmOptions
+from genaid_server.resource.core.leases.plan import TenantKind
 from genaid_server.resource.core.leases.usage import Usage, llm_key
-from genaid_server.resource.core.llm.config import EngineConfig, Serving
+from genaid_server.resource.core.llm.config import LlmEngineConfig, Serving
 from genaid_server.resource.core.llm.deciding import Decider
 from genaid_server.resource.core.store.store import ModelStore
 
-CONFIG = EngineConfig(
+CONFIG = LlmEngineConfig(
     model_id="qwen",
     model_path=Path("qwen.gguf"),
     size_bytes=1000,
-    llm=LlmConfig(threads=1, gpu_layers=0, context_size=256),
+    llm=LlmOptions(threads=1, gpu_layers=0, context_size=256),
     serving=Serving(),
     separates_reasoning=False,
     slot_save_path=Path("slots"),
@@ -39,13 +39,13 @@ def decider(usage: Usage, tmp_path: Path) -> Decider:
     return Decider(NOTHING, NOBODY, usage, tmp_path)
 
 
-def seen(usage: Usage, peak: int, config: EngineConfig = CONFIG) -> None:
+def seen(usage: Usage, peak: int, config: LlmEngineConfig = CONFIG) -> None:
     usage.learn(llm_key("qwen", 1000, config.llm, config.serving.memory_map), peak)
 
 
 def test_before_it_has_run_it_is_estimated(decider: Decider) -> None:
     request = decider.lease_request(CONFIG, Amount(100, 100))
-    assert (request.tenant_id, request.kind, request.model_id) == ("llm", Kind.LLM, "qwen")
+    assert (request.tenant_id, request.kind, request.model_id) == ("llm", TenantKind.LLM, "qwen")
     assert (request.amount, request.measured) == (Amount(50, 7), False)
 
 

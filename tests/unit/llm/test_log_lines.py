@@ -10,30 +10,34 @@ import pytest
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.llm.info import LlmInfo
 from genaid_server.resource.log_lines import Line, line_between, llm_logged
-from genaid_server.supervision.supervisor import Snapshot, State
+from genaid_server.supervision.supervisor import ServerState, Snapshot
 
 CONFIG: Any = SimpleNamespace(model_id="tiny")
 
 
-def info(state: State = State.STOPPED, *, offloaded: bool = False, error: str = "") -> LlmInfo:
+def info(state: ServerState = ServerState.STOPPED, *, offloaded: bool = False, error: str = "") -> LlmInfo:
     return LlmInfo(Snapshot(state=state, config=CONFIG, last_error=error), offloaded=offloaded)
 
 
 @pytest.mark.parametrize(
     ("before", "now", "line"),
     [
-        (info(), info(State.RUNNING), None),
-        (info(State.RUNNING), info(State.CRASHED, error="died"), None),  # the supervisor has said that
+        (info(), info(ServerState.RUNNING), None),
+        (info(ServerState.RUNNING), info(ServerState.CRASHED, error="died"), None),  # the supervisor has said that
         (
-            info(State.RUNNING),
-            info(State.RUNNING, offloaded=True),
+            info(ServerState.RUNNING),
+            info(ServerState.RUNNING, offloaded=True),
             Line(logging.INFO, "the LLM (tiny) makes room for another engine, and comes back by itself"),
         ),
-        (info(State.STARTING, offloaded=True), info(State.RUNNING), Line(logging.INFO, "the LLM (tiny) is back")),
+        (
+            info(ServerState.STARTING, offloaded=True),
+            info(ServerState.RUNNING),
+            Line(logging.INFO, "the LLM (tiny) is back"),
+        ),
         (
             info(offloaded=True),
             info(),
-            Line(logging.INFO, "the LLM (tiny) was given up on, and does not come back"),
+            Line(logging.INFO, "the LLM (tiny) stays stopped: it is not brought back any more"),
         ),
         (
             info(offloaded=True),
@@ -50,14 +54,14 @@ def test_what_is_said_of_a_change(before: LlmInfo, now: LlmInfo, line: Line | No
 
 async def test_changes_are_logged_as_they_come(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "genaid_server")
-    watched = Watchable(info(State.RUNNING))
+    watched = Watchable(info(ServerState.RUNNING))
     async with llm_logged(watched):
         await asyncio.sleep(0)
         watched.set(info(offloaded=True))
         await asyncio.sleep(0)
-        watched.set(info(State.RUNNING))
+        watched.set(info(ServerState.RUNNING))
         await asyncio.sleep(0)
-        watched.set(info(State.STOPPED))
+        watched.set(info(ServerState.STOPPED))
         watched.close()
     assert [record.getMessage() for record in caplog.records] == [
         "the LLM (tiny) makes room for another engine, and comes back by itself",

@@ -12,8 +12,8 @@ import pytest
 from genaid_server.kit.address import Address, require_free
 from genaid_server.kit.errors import PortInUseError, ServerError
 from genaid_server.resource.core.fitting.model_shape import Pooling
-from genaid_server.resource.core.fitting.plan import LlmConfig
-from genaid_server.resource.core.llm.config import EngineConfig, Serving
+from genaid_server.resource.core.fitting.plan import LlmOptions
+from genaid_server.resource.core.llm.config import LlmEngineConfig, Serving
 from genaid_server.resource.core.llm.process import (
     LlmProcess,
     environment,
@@ -45,12 +45,12 @@ def send(**header):
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> EngineConfig:
-    return EngineConfig(
+def config(tmp_path: Path) -> LlmEngineConfig:
+    return LlmEngineConfig(
         model_id="demo",
         model_path=tmp_path / "demo.gguf",
         size_bytes=1000,
-        llm=LlmConfig(threads=1, gpu_layers=0, context_size=256, parallel=2),
+        llm=LlmOptions(threads=1, gpu_layers=0, context_size=256, parallel=2),
         serving=Serving(port=0, api_key=KEY),
         separates_reasoning=False,
         slot_save_path=tmp_path / "slots" / "demo",
@@ -83,7 +83,7 @@ def ignored(done: int, total: int) -> None:
 
 @asynccontextmanager
 async def engine(
-    config: EngineConfig, logbook: Logbook, program: str, health: Asked | None = None
+    config: LlmEngineConfig, logbook: Logbook, program: str, health: Asked | None = None
 ) -> AsyncIterator[LlmProcess]:
     command = (sys.executable, "-c", ENGINE + program)
     async with llm_process(config, ignored, logbook, health or Asked(True), command) as life:
@@ -94,7 +94,7 @@ def messages(logbook: Logbook) -> list[str]:
     return [record.message for record in logbook.tail(100)]
 
 
-async def test_an_engine_is_ready_where_it_says_once_it_answers(config: EngineConfig, logbook: Logbook) -> None:
+async def test_an_engine_is_ready_where_it_says_once_it_answers(config: LlmEngineConfig, logbook: Logbook) -> None:
     health = Asked(False, False, True)
     program = "send(event='ready', port=4711); os.read(0, 1)"
     async with engine(config, logbook, program, health) as life:
@@ -109,7 +109,7 @@ async def test_an_engine_is_ready_where_it_says_once_it_answers(config: EngineCo
     assert len(health.places) == 4, "nobody asks a dead process"
 
 
-async def test_it_is_told_what_to_load(config: EngineConfig, logbook: Logbook) -> None:
+async def test_it_is_told_what_to_load(config: LlmEngineConfig, logbook: Logbook) -> None:
     program = "import json; print(json.dumps(command), file=sys.stderr, flush=True); os.read(0, 1)"
     async with engine(config, logbook, program):
         told = (await anext(logbook.watch(1)))[0].message
@@ -121,7 +121,7 @@ async def test_it_is_told_what_to_load(config: EngineConfig, logbook: Logbook) -
     ("pooling", "told"), [(None, (False, 512)), (Pooling.CLS, (True, 1024)), (Pooling.LAST, (True, 512))]
 )
 def test_only_an_embedding_model_is_told_to_embed(
-    config: EngineConfig, pooling: Pooling | None, told: tuple[bool, int]
+    config: LlmEngineConfig, pooling: Pooling | None, told: tuple[bool, int]
 ) -> None:
     longer = replace(config, pooling=pooling, llm=replace(config.llm, context_size=1024))
     command = load_command(longer)
@@ -143,7 +143,7 @@ def test_only_an_embedding_model_is_told_to_embed(
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="the ends of processes have other names")
 async def test_an_engine_that_does_not_get_ready(
-    config: EngineConfig, logbook: Logbook, program: str, reason: str
+    config: LlmEngineConfig, logbook: Logbook, program: str, reason: str
 ) -> None:
     async with engine(config, logbook, program) as life:
         with pytest.raises(ServerError) as caught:
@@ -151,7 +151,7 @@ async def test_an_engine_that_does_not_get_ready(
     assert caught.value.message.startswith(f"The model demo could not be loaded: {reason}")
 
 
-async def test_the_cause_stands_first_in_a_bounded_message(config: EngineConfig, logbook: Logbook) -> None:
+async def test_the_cause_stands_first_in_a_bounded_message(config: LlmEngineConfig, logbook: Logbook) -> None:
     program = """
 for n in range(100):
     print(f"0.00.000.001 I line {n} " + "x" * 1000, file=sys.stderr)
@@ -168,7 +168,7 @@ sys.exit(1)
     assert messages(logbook)[-1] == "last, without an end"
 
 
-async def test_a_port_that_is_taken_is_told_apart(config: EngineConfig, logbook: Logbook) -> None:
+async def test_a_port_that_is_taken_is_told_apart(config: LlmEngineConfig, logbook: Logbook) -> None:
     taken = replace(config, serving=Serving(port=4711))
     program = "print('0.00.001.000 E start: couldn\\'t bind HTTP server socket', file=sys.stderr); sys.exit(1)"
     async with engine(taken, logbook, program) as life:
@@ -177,21 +177,21 @@ async def test_a_port_that_is_taken_is_told_apart(config: EngineConfig, logbook:
     assert caught.value.facts["port"] == "4711"
 
 
-async def test_loading_has_a_limit(config: EngineConfig, logbook: Logbook) -> None:
+async def test_loading_has_a_limit(config: LlmEngineConfig, logbook: Logbook) -> None:
     hurried = replace(config, size_bytes=int(-119.95 / 30 * GIB))  # no file is so small, but it leaves 50 ms
     async with engine(hurried, logbook, "os.read(0, 1)") as life:
         with pytest.raises(ServerError, match="it did not answer within 0 s"):
             await life.ready()
 
 
-async def test_a_condemned_engine_ends_for_that_reason(config: EngineConfig, logbook: Logbook) -> None:
+async def test_a_condemned_engine_ends_for_that_reason(config: LlmEngineConfig, logbook: Logbook) -> None:
     async with engine(config, logbook, "send(event='ready', port=1); os.read(0, 1)") as life:
         await life.ready()
         life.condemn("it hung")
         assert (await life.exited()).startswith("it hung")
 
 
-async def test_garbage_while_it_serves_ends_it(config: EngineConfig, logbook: Logbook, tmp_path: Path) -> None:
+async def test_garbage_while_it_serves_ends_it(config: LlmEngineConfig, logbook: Logbook, tmp_path: Path) -> None:
     now = tmp_path / "now"
     program = f"""
 import time
@@ -212,7 +212,7 @@ def test_large_models_may_take_longer_to_load() -> None:
     assert load_timeout(40 * GIB) == 120 + 40 * 30
 
 
-def test_the_environment_of_an_engine(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_an_engine(config: LlmEngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "1")
     monkeypatch.setenv("GOMP_SPINCOUNT", "77")
     monkeypatch.setenv("SOMETHING_ELSE", "kept")

@@ -10,7 +10,7 @@ import pytest
 
 from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.fitting.model_shape import CacheType
-from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes
+from genaid_server.resource.core.fitting.plan import LlmOptions, LlmWishes
 from genaid_server.resource.core.llm import saved as module
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
 from genaid_server.resource.core.llm.saved import FILE, SavedFile, SavedLlm
@@ -22,7 +22,7 @@ SAVED = SavedLlm(
         LlmWishes(context_size=4096, cache_type_k=CacheType.Q8_0, experts_on_cpu=True),
         Serving(port=0, host="127.0.0.2", api_key=KEY, memory_map=False, memory_lock=True),
     ),
-    llm=LlmConfig(
+    llm=LlmOptions(
         threads=3,
         gpu_layers=7,
         context_size=4096,

@@ -9,7 +9,7 @@ import pytest
 
 from genaid_server.resource.core.llm.slots import (
     SETTLED_AFTER,
-    Endpoint,
+    EngineEndpoint,
     NoAnswerError,
     PromptCaches,
     SlotsError,
@@ -20,7 +20,7 @@ from genaid_server.supervision.logbook import Level, Logbook
 from unit.leases.lease_machine import instantly
 
 BUSY, IDLE = [False, True], [False, False]
-HERE = Endpoint("127.0.0.1", 8080, "sesame")
+HERE = EngineEndpoint("127.0.0.1", 8080, "sesame")
 NEVER: BaseException = SlotsError("HTTP status 501")
 LATE: BaseException = NoAnswerError("no answer within 5 s")
 
@@ -36,7 +36,7 @@ class Script:
     looks: int = 0
     asked: list[tuple[str, int, str]] = field(default_factory=list)
 
-    async def slots(self, engine: Endpoint) -> list[bool]:
+    async def slots(self, engine: EngineEndpoint) -> list[bool]:
         assert engine == HERE
         answer = self.answers[min(self.looks, len(self.answers) - 1)]
         self.looks += 1
@@ -44,13 +44,13 @@ class Script:
             raise answer
         return answer
 
-    async def save(self, engine: Endpoint, slot: int, name: str) -> int:
+    async def save(self, engine: EngineEndpoint, slot: int, name: str) -> int:
         return self._cache("save", engine, slot, name)
 
-    async def restore(self, engine: Endpoint, slot: int, name: str) -> int:
+    async def restore(self, engine: EngineEndpoint, slot: int, name: str) -> int:
         return self._cache("restore", engine, slot, name)
 
-    def _cache(self, action: str, engine: Endpoint, slot: int, name: str) -> int:
+    def _cache(self, action: str, engine: EngineEndpoint, slot: int, name: str) -> int:
         assert engine == HERE
         self.asked.append((action, slot, name))
         tokens = self.tokens.get(slot, 0)
@@ -128,7 +128,7 @@ class TestWaitingForRequests:
         logbook = Logbook()
         assert await caches(Script([NEVER]), logbook).drain(30)
         assert now() < 1
-        assert warnings(logbook) == ["whether requests are at work can't be told: HTTP status 501"]
+        assert warnings(logbook) == ["whether requests are being computed is not known: HTTP status 501"]
 
     @instantly
     async def test_one_that_stumbles_is_asked_again(self) -> None:

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genaid_server.kit.errors import DomainError, InsufficientResourcesError, ServerBusyError, ServerError
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 from genaid_server.resource.core.llm import events as on
-from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest, Serving
+from genaid_server.resource.core.llm.config import LlmEngineConfig, LlmRequest, Serving
 from genaid_server.resource.core.llm.deciding import Decision
-from genaid_server.resource.core.llm.events import Effect, Event, Stage, State
+from genaid_server.resource.core.llm.events import Effect, Event, LlmStage, LlmState
 from genaid_server.resource.core.llm.saved import SavedLlm
-from genaid_server.resource.core.llm.slots import Endpoint
+from genaid_server.resource.core.llm.slots import EngineEndpoint
 from genaid_server.resource.core.llm.transitions import outdated, step
 
 TOO_LITTLE, BROKEN = InsufficientResourcesError("too little"), ServerError("could not be loaded")
@@ -26,11 +26,11 @@ A, B = LlmRequest("a", serving=Serving(port=0)), LlmRequest("b", serving=Serving
 
 
 def decided(request: LlmRequest) -> Decision:
-    config = EngineConfig(
+    config = LlmEngineConfig(
         model_id=request.model_id,
         model_path=Path(f"{request.model_id}.gguf"),
         size_bytes=1,
-        llm=LlmConfig(threads=1, gpu_layers=0, context_size=256),
+        llm=LlmOptions(threads=1, gpu_layers=0, context_size=256),
         serving=request.serving,
         separates_reasoning=False,
         slot_save_path=Path("slots"),
@@ -42,7 +42,7 @@ class World:
     """The owner, what it has begun, the one process that there can be, and the memory."""
 
     def __init__(self) -> None:
-        self.state = State()
+        self.state = LlmState()
         self.pending: list[Effect] = []
         self.late: list[Effect] = []  # of directions that are over
         self.caches: set[str] = set()
@@ -57,10 +57,10 @@ class World:
         self.said: list[str] = []
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> LlmStage:
         return self.state.stage
 
-    def at(self, stage: Stage) -> bool:
+    def at(self, stage: LlmStage) -> bool:
         return self.state.stage is stage
 
     # --- the shell
@@ -74,14 +74,14 @@ class World:
             self._act(effect)
         assert self.disk == self.state.saved, "what is to come back is on disk, and what is on disk is to come back"
         assert self.life in (0, self.state.launch), "a life runs that nobody wants"
-        if self.state.stage is Stage.RUNNING and not self.state.crashed:
+        if self.state.stage is LlmStage.RUNNING and not self.state.crashed:
             assert self.life == self.state.launch, "it is taken to serve, and does not"
 
     def _act(self, effect: Effect) -> None:
         match effect:
             case on.Keep(saved):
                 self.disk = saved
-            case on.Answer(waiter, error):
+            case on.TellWaiter(waiter, error):
                 assert waiter in self.waits, "told twice, or nobody"
                 del self.waits[waiter]
                 self.answers[waiter] = error
@@ -160,7 +160,7 @@ class World:
         """What the supervisor does with a life that has crashed."""
         if self.revivable:
             self.life, self.revivable = self.revivable, 0
-            self.tell(on.Serves(self.life, Endpoint("127.0.0.1", 10)))
+            self.tell(on.Serves(self.life, EngineEndpoint("127.0.0.1", 10)))
 
     def settle(self) -> None:
         """Everything that is under way ends well."""
@@ -174,10 +174,10 @@ class World:
     def check_rest(self) -> None:
         assert self.waits == {}, f"somebody waits for ever: {self.waits}"
         assert self.caches == set(), "conversations are left on disk"
-        if self.state.stage is Stage.DOWN:
+        if self.state.stage is LlmStage.DOWN:
             assert (self.life, self.disk) == (0, None)
         else:
-            assert self.state.stage is Stage.RUNNING
+            assert self.state.stage is LlmStage.RUNNING
             assert self.state.crashed or self.life == self.state.launch
             assert self.disk is not None
             assert (self.disk.offloaded_at, self.disk.slots) == (None, {})
@@ -188,7 +188,7 @@ def outcome(effect: Effect, *, well: bool) -> Event:
         case on.Decide(number, request, _):
             return on.Decided(number, decided(request)) if well else on.Refused(number, TOO_LITTLE)
         case on.Launch(number):
-            return on.Serves(number, Endpoint("127.0.0.1", 9)) if well else on.Failed(number, BROKEN)
+            return on.Serves(number, EngineEndpoint("127.0.0.1", 9)) if well else on.Failed(number, BROKEN)
         case on.Halt(number):
             return on.Halted(number)
         case on.SaveCaches(plan):
@@ -222,7 +222,7 @@ def test_a_stop_wins_over_a_start_at_each_of_its_steps() -> None:
         stop = world.stop()
         world.settle()
         world.check_rest()
-        assert (world.stage, world.answers[stop]) == (Stage.DOWN, None)
+        assert (world.stage, world.answers[stop]) == (LlmStage.DOWN, None)
         assert steps == 2 or isinstance(world.answers[start], ServerError)
 
 
@@ -236,7 +236,7 @@ def test_a_stop_wins_over_what_begins_again(again: str) -> None:
         world.stop()
         world.settle()
         world.check_rest()
-        assert world.at(Stage.DOWN)
+        assert world.at(LlmStage.DOWN)
         assert steps == 2 or isinstance(world.answers[later], ServerError)
 
 
@@ -254,7 +254,7 @@ def test_a_start_after_a_stop_wins_over_it() -> None:
 def test_what_runs_goes_on_until_the_way_is_clear_for_another() -> None:
     world = running()
     other = world.start(B, replace_running=True)
-    assert (world.stage, world.life) == (Stage.RUNNING, world.state.launch)
+    assert (world.stage, world.life) == (LlmStage.RUNNING, world.state.launch)
     world.finish(world.pending[0], well=False)
     assert isinstance(world.answers[other], InsufficientResourcesError)
     assert world.disk is not None
@@ -291,17 +291,17 @@ def test_it_makes_room_and_comes_back_as_it_was() -> None:
     world = running()
     port = world.state.last_port
     world.reclaim()
-    assert (world.stage, world.state.offloaded) == (Stage.LEAVING, True)
+    assert (world.stage, world.state.offloaded) == (LlmStage.LEAVING, True)
     world.finish(world.pending[0])
     assert world.disk is not None
     assert (world.disk.slots, world.disk.reason) == ({0: 5}, "an image needs it")
     world.finish(world.pending[0])
-    assert world.at(Stage.AWAY)
+    assert world.at(LlmStage.AWAY)
     launch = world.pending[0]
     assert isinstance(launch, on.Launch)
     assert (launch.background, launch.port) == (True, port)
     world.finish(launch)
-    assert world.at(Stage.RESTORING)
+    assert world.at(LlmStage.RESTORING)
     world.settle()
     world.check_rest()
     assert "it is back" in world.said
@@ -314,7 +314,7 @@ def test_it_stays_where_no_room_is_needed_any_more() -> None:
     world.let_stay()
     world.settle()
     world.check_rest()
-    assert (world.life, world.state.stage) == (life, Stage.RUNNING)
+    assert (world.life, world.state.stage) == (life, LlmStage.RUNNING)
 
 
 def test_whoever_waits_for_it_is_told_before_it_leaves() -> None:
@@ -324,7 +324,7 @@ def test_whoever_waits_for_it_is_told_before_it_leaves() -> None:
     world.reclaim()
     assert start in world.waits
     world.finish(world.pending[0])
-    assert (world.answers[start], world.state.stage) == (None, Stage.LEAVING)
+    assert (world.answers[start], world.state.stage) == (None, LlmStage.LEAVING)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
@@ -339,7 +339,7 @@ def test_a_restart_wins_over_an_offload_at_each_of_its_steps(steps: int) -> None
     assert (world.state.offloaded, world.caches) == (False, set())
     world.settle()
     world.check_rest()
-    assert (world.answers[restart], world.state.stage) == (None, Stage.RUNNING)
+    assert (world.answers[restart], world.state.stage) == (None, LlmStage.RUNNING)
 
 
 def test_the_end_of_an_earlier_process_is_not_that_of_the_one_that_leaves() -> None:
@@ -347,13 +347,13 @@ def test_the_end_of_an_earlier_process_is_not_that_of_the_one_that_leaves() -> N
     world.stop()
     first = world.pending[0]
     world.start()
-    while not world.at(Stage.RUNNING):
+    while not world.at(LlmStage.RUNNING):
         world.finish(world.pending[-1])
     world.reclaim()
     world.finish(world.pending[-1])
-    assert world.at(Stage.GOING)
+    assert world.at(LlmStage.GOING)
     world.finish(first)
-    assert world.at(Stage.GOING)
+    assert world.at(LlmStage.GOING)
     world.settle()
     world.check_rest()
 
@@ -361,21 +361,21 @@ def test_the_end_of_an_earlier_process_is_not_that_of_the_one_that_leaves() -> N
 def test_one_that_comes_back_makes_way_for_another_image() -> None:
     world = running()
     world.reclaim()
-    while not world.at(Stage.AWAY):
+    while not world.at(LlmStage.AWAY):
         world.finish(world.pending[0])
     launch = world.state.launch
     world.tell(on.Granted(launch))
     world.reclaim()
-    assert (world.stage, world.life) == (Stage.GOING, 0)
+    assert (world.stage, world.life) == (LlmStage.GOING, 0)
     world.settle()
     world.check_rest()
-    assert world.at(Stage.RUNNING)
+    assert world.at(LlmStage.RUNNING)
 
 
 def test_a_start_does_not_wait_in_the_background() -> None:
     world = running()
     world.reclaim()
-    while not world.at(Stage.AWAY):
+    while not world.at(LlmStage.AWAY):
         world.finish(world.pending[0])
     start = world.start()
     launch = world.pending[-1]
@@ -388,7 +388,7 @@ def test_a_start_does_not_wait_in_the_background() -> None:
 def test_whoever_starts_one_that_comes_back_is_told_before_it_makes_way() -> None:
     world = running()
     world.reclaim()
-    while not world.at(Stage.AWAY):
+    while not world.at(LlmStage.AWAY):
         world.finish(world.pending[0])
     start = world.start()
     world.reclaim()
@@ -399,7 +399,7 @@ def test_whoever_starts_one_that_comes_back_is_told_before_it_makes_way() -> Non
 def test_what_can_not_be_brought_back_is_tried_again_later_and_later() -> None:
     world = running()
     world.reclaim()
-    while not world.at(Stage.AWAY):
+    while not world.at(LlmStage.AWAY):
         world.finish(world.pending[0])
     waits = []
     for _ in range(8):
@@ -416,12 +416,12 @@ def test_what_can_not_be_brought_back_is_tried_again_later_and_later() -> None:
 def test_giving_up_on_it_is_a_stop_only_where_it_is_offloaded() -> None:
     world = running()
     world.forget()
-    assert world.at(Stage.RUNNING)
+    assert world.at(LlmStage.RUNNING)
     world.reclaim()
     world.forget()
     world.settle()
     world.check_rest()
-    assert world.at(Stage.DOWN)
+    assert world.at(LlmStage.DOWN)
 
 
 # --- crashes
@@ -431,7 +431,7 @@ def test_one_that_dies_while_its_requests_finish_has_left() -> None:
     world = running()
     world.reclaim()
     world.crash()
-    assert world.at(Stage.AWAY)
+    assert world.at(LlmStage.AWAY)
     world.settle()
     world.check_rest()
 
@@ -439,7 +439,7 @@ def test_one_that_dies_while_its_requests_finish_has_left() -> None:
 def test_one_that_dies_while_its_caches_are_read_is_brought_back() -> None:
     world = running()
     world.reclaim()
-    while not world.at(Stage.RESTORING):
+    while not world.at(LlmStage.RESTORING):
         world.finish(world.pending[0])
     world.crash()
     assert world.state.failure is not None
@@ -447,7 +447,7 @@ def test_one_that_dies_while_its_caches_are_read_is_brought_back() -> None:
     assert world.life == 0
     world.settle()
     world.check_rest()
-    assert world.at(Stage.RUNNING)
+    assert world.at(LlmStage.RUNNING)
 
 
 def test_a_life_that_the_supervisor_began_again_is_known_where_it_serves_now() -> None:
@@ -455,7 +455,7 @@ def test_a_life_that_the_supervisor_began_again_is_known_where_it_serves_now() -
     world.crash()
     assert world.state.wanted is None
     world.restarted_by_itself()
-    assert world.state.endpoint == Endpoint("127.0.0.1", 10)
+    assert world.state.endpoint == EngineEndpoint("127.0.0.1", 10)
     world.check_rest()
 
 
@@ -469,7 +469,7 @@ def test_what_ran_before_is_brought_back() -> None:
     assert world.state.offloaded
     world.settle()
     world.check_rest()
-    assert world.at(Stage.RUNNING)
+    assert world.at(LlmStage.RUNNING)
 
 
 @pytest.mark.parametrize("model", [A, B])
@@ -514,7 +514,7 @@ def anything(choose: Callable[[int], int], moves: int) -> None:
     world.settle()
     world.check_rest()
     if last == 0:
-        assert world.at(Stage.DOWN)
+        assert world.at(LlmStage.DOWN)
 
 
 def act(world: World, choose: Callable[[int], int]) -> None:

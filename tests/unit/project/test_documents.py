@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from test_architecture import CORE, RESOURCE_ROOMS, problems
+from test_architecture import CORE, RESOURCE_PACKAGES, problems
 
 ROOT: Final = Path(__file__).parents[3]
 DOCUMENTS: Final = ("CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "README.md")
@@ -17,7 +17,7 @@ PATH: Final = re.compile(r"(?<![\w`])`(\.?\w[\w.-]*(?:/[\w.-]+)+|[\w-]+\.(?:md|t
 LINK: Final = re.compile(r"\]\(([^):#]+)\)")
 VERB: Final = re.compile(r"\bmake ([a-z][a-z-]*)\b")
 
-ROOMS: Final = {
+PACKAGES: Final = {
     "up": "genaid_server.cli.commands.up",
     "cli": "genaid_server.cli.main",
     "gateway": "genaid_server.gateway.main",
@@ -30,7 +30,7 @@ ROOMS: Final = {
     "genaid_client": "genaid_client.errors",
     "genaid": "genaid.resource.v1.models_pb2",
 }
-"""The rooms of the picture, each with a module of it."""
+"""The packages of the picture, each with a module of it."""
 
 
 def read(name: str) -> str:
@@ -65,27 +65,29 @@ def arrows() -> set[tuple[str, str]]:
     return set(re.findall(r"^\s*(\w+) --> (\w+)$", ARCHITECTURE, re.MULTILINE))
 
 
-def known(room: str) -> set[str]:
-    """All rooms below one of the core, by the picture."""
-    below = {to for start, to in arrows() if start == room}
+def known(package: str) -> set[str]:
+    """All packages below one of the core, by the picture."""
+    below = {to for start, to in arrows() if start == package}
     return below.union(*(known(each) for each in below))
 
 
 def test_there_is_one_picture() -> None:
     assert ARCHITECTURE.count("```mermaid") == 1
-    assert {room for arrow in arrows() for room in arrow} == {*ROOMS, *RESOURCE_ROOMS}
+    assert {package for arrow in arrows() for package in arrow} == {*PACKAGES, *RESOURCE_PACKAGES}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_picture_shows_whom_a_room_may_import(room: str) -> None:
-    others = {other: module for other, module in ROOMS.items() if other != room and (room, other) != ("cli", "up")}
-    allowed = {other for other, module in others.items() if not problems(ROOMS[room], f"import {module}")}
-    assert {to for start, to in arrows() if start == room} == allowed
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_picture_shows_whom_a_package_may_import(package: str) -> None:
+    others = {
+        other: module for other, module in PACKAGES.items() if other != package and (package, other) != ("cli", "up")
+    }
+    allowed = {other for other, module in others.items() if not problems(PACKAGES[package], f"import {module}")}
+    assert {to for start, to in arrows() if start == package} == allowed
 
 
-@pytest.mark.parametrize("room", RESOURCE_ROOMS)
-def test_the_picture_shows_what_stands_below_a_room_of_the_core(room: str) -> None:
-    assert known(room) == {*RESOURCE_ROOMS[room]}
-    for other in RESOURCE_ROOMS:
-        refused = bool(problems(f"{CORE}.{room}.some", f"import {CORE}.{other}.some"))
-        assert refused is (other not in {room, *known(room)})
+@pytest.mark.parametrize("package", RESOURCE_PACKAGES)
+def test_the_picture_shows_what_stands_below_a_package_of_the_core(package: str) -> None:
+    assert known(package) == {*RESOURCE_PACKAGES[package]}
+    for other in RESOURCE_PACKAGES:
+        refused = bool(problems(f"{CORE}.{package}.some", f"import {CORE}.{other}.some"))
+        assert refused is (other not in {package, *known(package)})

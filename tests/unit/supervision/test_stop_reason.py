@@ -7,7 +7,7 @@ import pytest
 
 from genaid_server.kit.errors import BackendError, DomainError, InsufficientResourcesError
 from genaid_server.supervision.stop_reason import StopReason, stop_reason
-from genaid_server.supervision.supervisor import Report, Snapshot, State, Supervisor
+from genaid_server.supervision.supervisor import Report, ServerState, Snapshot, Supervisor
 
 REFUSED = InsufficientResourcesError.reason
 
@@ -16,27 +16,27 @@ REFUSED = InsufficientResourcesError.reason
     ("life", "reason"),
     [
         (Snapshot(), StopReason.NEVER_STARTED),
-        (Snapshot(State.STOPPED, event="stopped"), StopReason.STOPPED),
-        (Snapshot(State.STOPPED, event="unloaded"), StopReason.UNLOADED_WHEN_IDLE),
-        (Snapshot(State.STOPPED, event="offloaded"), StopReason.OFFLOADED),
-        (Snapshot(State.CRASHED, event="crashed", last_error_reason="BACKEND_ERROR"), StopReason.CRASHED),
-        (Snapshot(State.CRASHED, event="crashed", last_error_reason=REFUSED), StopReason.REFUSED_FOR_MEMORY),
-        (Snapshot(State.STOPPED, event="stopped", last_error_reason=REFUSED), StopReason.STOPPED),
+        (Snapshot(ServerState.STOPPED, event="stopped"), StopReason.STOPPED),
+        (Snapshot(ServerState.STOPPED, event="unloaded"), StopReason.UNLOADED_WHEN_IDLE),
+        (Snapshot(ServerState.STOPPED, event="offloaded"), StopReason.OFFLOADED),
+        (Snapshot(ServerState.CRASHED, event="crashed", last_error_reason="BACKEND_ERROR"), StopReason.CRASHED),
+        (Snapshot(ServerState.CRASHED, event="crashed", last_error_reason=REFUSED), StopReason.REFUSED_FOR_MEMORY),
+        (Snapshot(ServerState.STOPPED, event="stopped", last_error_reason=REFUSED), StopReason.STOPPED),
     ],
 )
 def test_why_there_is_no_process(life: Snapshot[str], reason: StopReason) -> None:
     assert stop_reason(life) is reason
 
 
-@pytest.mark.parametrize("state", [State.STOPPED, State.CRASHED])
-def test_what_comes_back_by_itself_is_offloaded_whatever_failed(state: State) -> None:
+@pytest.mark.parametrize("state", [ServerState.STOPPED, ServerState.CRASHED])
+def test_what_comes_back_by_itself_is_offloaded_whatever_failed(state: ServerState) -> None:
     life: Snapshot[str] = Snapshot(state, event="reload_failed", last_error_reason=REFUSED)
     assert stop_reason(life, offloaded=True) is StopReason.OFFLOADED
 
 
 @pytest.mark.parametrize("offloaded", [True, False])
-@pytest.mark.parametrize("state", [State.STARTING, State.RUNNING, State.STOPPING])
-def test_where_there_is_a_process_there_is_no_reason(state: State, offloaded: bool) -> None:
+@pytest.mark.parametrize("state", [ServerState.STARTING, ServerState.RUNNING, ServerState.STOPPING])
+def test_where_there_is_a_process_there_is_no_reason(state: ServerState, offloaded: bool) -> None:
     life: Snapshot[str] = Snapshot(state, event="stopped", last_error_reason=REFUSED)
     assert stop_reason(life, offloaded=offloaded) is None
 

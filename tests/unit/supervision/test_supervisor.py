@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from genaid_server.kit.errors import BackendError, DomainError, ModelNotFoundError, ServerBusyError, ServerError
 from genaid_server.supervision.child import Child, child
-from genaid_server.supervision.supervisor import Report, RestartPolicy, Snapshot, State, Supervisor
+from genaid_server.supervision.supervisor import Report, RestartPolicy, ServerState, Snapshot, Supervisor
 
 PROGRAM = Path(__file__).parents[2] / "fakes" / "child_program.py"
 AT_ONCE = RestartPolicy(automatic=True, limit=2, first_delay=0, stable_after=1e9)
@@ -104,7 +104,7 @@ async def until(engine: Supervisor[str, Life], condition: Callable[[Snapshot[str
     raise AssertionError("the watch ended before")
 
 
-async def until_state(engine: Engine, state: State) -> Snapshot[str]:
+async def until_state(engine: Engine, state: ServerState) -> Snapshot[str]:
     return await until(engine, lambda snapshot: snapshot.state is state)
 
 
@@ -130,7 +130,12 @@ async def test_a_start_goes_through_its_states(engine: Engine, factory: Factory)
     start = asyncio.create_task(engine.ensure_ready("a"))
     life = await factory.life(0)
     snapshot = await until(engine, lambda snapshot: snapshot.pid is not None)
-    assert (snapshot.state, snapshot.config, snapshot.pid, snapshot.event) == (State.STARTING, "a", 1000, "started")
+    assert (snapshot.state, snapshot.config, snapshot.pid, snapshot.event) == (
+        ServerState.STARTING,
+        "a",
+        1000,
+        "started",
+    )
     assert snapshot.started_at is not None
     assert snapshot.load_seconds is None
     life.report(3, 8)
@@ -139,7 +144,7 @@ async def test_a_start_goes_through_its_states(engine: Engine, factory: Factory)
     life.loaded.set_result(None)
     assert await start is life
     snapshot = engine.snapshot.value
-    assert (snapshot.state, snapshot.event, snapshot.restarts) == (State.RUNNING, "ready", 0)
+    assert (snapshot.state, snapshot.event, snapshot.restarts) == (ServerState.RUNNING, "ready", 0)
     assert (snapshot.loaded, snapshot.to_load) == (8, 8)
     assert snapshot.load_seconds is not None
     assert snapshot.load_seconds >= 0
@@ -204,7 +209,7 @@ async def test_a_start_goes_on_when_every_waiter_has_left(engine: Engine, factor
     leaving.cancel()
     await asyncio.wait([leaving])
     life.loaded.set_result(None)
-    await until_state(engine, State.RUNNING)
+    await until_state(engine, ServerState.RUNNING)
 
 
 async def test_a_start_that_is_cancelled_before_it_is_looked_at_starts_nothing(
@@ -249,7 +254,7 @@ async def test_a_start_that_fails_is_told_to_every_waiter(
         with pytest.raises(raised, match=message):
             await start
     snapshot = engine.snapshot.value
-    assert (snapshot.state, snapshot.event, snapshot.pid) == (State.CRASHED, "crashed", None)
+    assert (snapshot.state, snapshot.event, snapshot.pid) == (ServerState.CRASHED, "crashed", None)
     assert snapshot.last_error
     logged = [record.levelno for record in caplog.records if record.name.startswith("genaid")]
     unexpected = [logging.ERROR] if isinstance(failure, ZeroDivisionError) else []
@@ -266,18 +271,18 @@ async def test_a_death_is_told_with_its_reason_and_the_next_start_is_a_restart(
         life = await running(engine, factory)
         assert engine.snapshot.value.restarts == count
         life.died.set_result("signal SIGKILL")
-        snapshot = await until_state(engine, State.CRASHED)
+        snapshot = await until_state(engine, ServerState.CRASHED)
         assert snapshot.last_error == "The engine ended unexpectedly: signal SIGKILL"
         assert (snapshot.pid, snapshot.started_at) == (None, None)
     await engine.stop()
-    assert engine.snapshot.value.state is State.STOPPED
+    assert engine.snapshot.value.state is ServerState.STOPPED
     await running(engine, factory)
     assert engine.snapshot.value.restarts == 2  # what was stopped on purpose is no restart
 
 
 async def test_another_configuration_may_follow_a_crash(engine: Engine, factory: Factory) -> None:
     (await running(engine, factory, "a")).died.set_result("exit status 1")
-    await until_state(engine, State.CRASHED)
+    await until_state(engine, ServerState.CRASHED)
     start = asyncio.create_task(engine.ensure_ready("b"))
     life = await factory.life(1)
     life.loaded.set_result(None)
@@ -293,7 +298,7 @@ async def test_each_step_of_a_life_is_one_line_of_the_log(
     caplog.set_level(logging.INFO, "genaid_server")
     life = await running(engine, factory)
     life.died.set_result("killed by signal 9. Last lines:\na private prompt")
-    await until_state(engine, State.CRASHED)
+    await until_state(engine, ServerState.CRASHED)
     await running(engine, factory)
     await engine.stop("offloaded")
     said = [re.sub(r" after \d+\.\d s", "", record.getMessage()) for record in caplog.records]
@@ -312,13 +317,13 @@ async def test_a_stop_ends_a_running_life_before_it_returns(engine: Engine, fact
     factory.may_close.clear()
     stops = [asyncio.create_task(engine.stop("unloaded")) for _ in range(2)]
     await factory.closing.wait()
-    assert engine.snapshot.value.state is State.STOPPING
+    assert engine.snapshot.value.state is ServerState.STOPPING
     assert not any(stop.done() for stop in stops)
     factory.may_close.set()
     await asyncio.gather(*stops)
     assert life.over
     snapshot = engine.snapshot.value
-    assert (snapshot.state, snapshot.event, snapshot.pid) == (State.STOPPED, "unloaded", None)
+    assert (snapshot.state, snapshot.event, snapshot.pid) == (ServerState.STOPPED, "unloaded", None)
 
 
 async def test_a_stop_while_it_starts_wakes_the_waiters(engine: Engine, factory: Factory) -> None:
@@ -339,7 +344,7 @@ async def test_a_stop_that_nobody_waits_for_any_more_is_carried_out(engine: Engi
     stop.cancel()
     await asyncio.wait([stop])
     factory.may_close.set()
-    await until_state(engine, State.STOPPED)
+    await until_state(engine, ServerState.STOPPED)
 
 
 async def test_a_stop_of_what_is_stopped_changes_nothing(engine: Engine, factory: Factory) -> None:
@@ -398,7 +403,7 @@ async def test_there_is_nothing_to_recycle_without_a_life(engine: Engine, factor
     life = await running(engine, factory)
     if crashed:
         life.died.set_result("exit status 1")
-        await until_state(engine, State.CRASHED)
+        await until_state(engine, ServerState.CRASHED)
     else:
         await engine.stop()
     before = engine.snapshot.value
@@ -424,12 +429,12 @@ async def test_an_engine_comes_back_by_itself_within_its_budget(factory: Factory
             life.died.set_result("exit status 1")
             life = await factory.life(number)
             life.loaded.set_result(None)
-            snapshot = await until_state(engine, State.RUNNING)
+            snapshot = await until_state(engine, ServerState.RUNNING)
             assert snapshot.restarts == number
         life.died.set_result("exit status 1")
-        await until_state(engine, State.CRASHED)
+        await until_state(engine, ServerState.CRASHED)
         await turns()
-        assert (engine.snapshot.value.state, engine.snapshot.value.restarts) == (State.CRASHED, 2)
+        assert (engine.snapshot.value.state, engine.snapshot.value.restarts) == (ServerState.CRASHED, 2)
         assert len(factory.lives) == 3
         (await running(engine, factory)).died.set_result("exit status 1")  # who asks for it renews the budget
         await factory.life(4)
@@ -445,9 +450,9 @@ async def test_the_budget_is_renewed_by_a_life_that_served_long_enough(
         for number in range(lives - 1):
             factory.lives[number].died.set_result("exit status 1")
             (await factory.life(number + 1)).loaded.set_result(None)
-            await until_state(engine, State.RUNNING)
+            await until_state(engine, ServerState.RUNNING)
         factory.lives[-1].died.set_result("exit status 1")
-        await until_state(engine, State.CRASHED)
+        await until_state(engine, ServerState.CRASHED)
         await turns()
         assert len(factory.alive) == (1 if stable_after == 0 else 0)
 
@@ -459,9 +464,9 @@ async def test_loading_does_not_renew_the_budget_however_long_it_takes(factory: 
         for number in (1, 2):
             (await factory.life(number)).loaded.set_exception(BackendError("no memory"))
         await until(engine, lambda snapshot: "no memory" in snapshot.last_error and snapshot.restarts == 2)
-        await until_state(engine, State.CRASHED)
+        await until_state(engine, ServerState.CRASHED)
         await turns()
-        assert (engine.snapshot.value.state, len(factory.lives)) == (State.CRASHED, 3)
+        assert (engine.snapshot.value.state, len(factory.lives)) == (ServerState.CRASHED, 3)
 
 
 async def test_a_start_whose_caller_was_told_that_it_failed_is_not_tried_again(factory: Factory) -> None:
@@ -471,7 +476,7 @@ async def test_a_start_whose_caller_was_told_that_it_failed_is_not_tried_again(f
         with pytest.raises(BackendError, match="no memory"):
             await start
         await turns()
-        assert (engine.snapshot.value.state, len(factory.lives)) == (State.CRASHED, 1)
+        assert (engine.snapshot.value.state, len(factory.lives)) == (ServerState.CRASHED, 1)
         await running(engine, factory, "b")  # and stands in nobody's way
 
 
@@ -483,13 +488,13 @@ async def test_a_start_whose_caller_has_left_is_tried_again(factory: Factory) ->
         await asyncio.wait([start])
         life.loaded.set_exception(BackendError("no memory"))
         (await factory.life(1)).loaded.set_result(None)
-        await until_state(engine, State.RUNNING)
+        await until_state(engine, ServerState.RUNNING)
 
 
 async def test_a_start_does_not_wait_for_the_delay(factory: Factory) -> None:
     async with Supervisor("engine", factory.launch, MUCH_LATER) as engine:
         (await running(engine, factory)).died.set_result("exit status 1")
-        await until_state(engine, State.CRASHED)
+        await until_state(engine, ServerState.CRASHED)
         await running(engine, factory)
         assert engine.snapshot.value.restarts == 1
 
@@ -499,10 +504,10 @@ async def test_a_start_does_not_wait_for_the_delay(factory: Factory) -> None:
 async def test_nothing_comes_back_after_a_stop(factory: Factory, policy: RestartPolicy, close: bool) -> None:
     async with Supervisor("engine", factory.launch, policy) as engine:
         (await running(engine, factory)).died.set_result("exit status 1")
-        await until_state(engine, State.CRASHED)  # with no delay, the restart is on its way now
+        await until_state(engine, ServerState.CRASHED)  # with no delay, the restart is on its way now
         await (engine.close() if close else engine.stop())
         await turns()
-        assert engine.snapshot.value.state is State.STOPPED
+        assert engine.snapshot.value.state is ServerState.STOPPED
         assert factory.alive == []
         assert len(factory.lives) == 1
 
@@ -515,7 +520,7 @@ async def test_the_end_wakes_everybody(factory: Factory) -> None:
         starts = [asyncio.create_task(engine.ensure_ready("a")) for _ in range(3)]
         life = await factory.life(0)
 
-        async def watch() -> list[State]:
+        async def watch() -> list[ServerState]:
             return [snapshot.state async for snapshot in engine.snapshot.watch()]
 
         watching = asyncio.create_task(watch())
@@ -524,7 +529,7 @@ async def test_the_end_wakes_everybody(factory: Factory) -> None:
         with pytest.raises(ServerError):
             await start
     assert life.over
-    assert (await watching)[-1] is State.STOPPED
+    assert (await watching)[-1] is ServerState.STOPPED
     for refused in (engine.ensure_ready("a"), engine.stop(), engine.recycle()):
         with pytest.raises(ServerError, match="shutting down"):
             await refused
@@ -546,7 +551,7 @@ async def test_the_end_is_the_same_for_all_who_ask_and_complete_even_if_they_are
     await asyncio.wait(closes)
     assert closes[0].cancelled()
     assert life.over
-    assert engine.snapshot.value.state is State.STOPPED
+    assert engine.snapshot.value.state is ServerState.STOPPED
     assert [snapshot async for snapshot in engine.snapshot.watch()] == [engine.snapshot.value]
 
 
@@ -661,14 +666,14 @@ class Scenario:
                 for steps in tasks:
                     group.create_task(perform(engine, steps))
             await engine.stop()
-            assert engine.snapshot.value.state is State.STOPPED
+            assert engine.snapshot.value.state is ServerState.STOPPED
             assert self._factory.alive == []
             await turns(20)
             assert self._factory.alive == []
             self._fates = itertools.repeat(Fate.SERVES)
             life = await engine.ensure_ready("end")
             assert self._factory.alive == [life]
-            assert (engine.snapshot.value.state, engine.snapshot.value.pid) == (State.RUNNING, life.pid)
+            assert (engine.snapshot.value.state, engine.snapshot.value.pid) == (ServerState.RUNNING, life.pid)
         assert self._factory.alive == []
         assert self._factory.at_once <= 1
 
@@ -762,7 +767,7 @@ async def test_a_killed_process_is_a_crash_and_comes_back_when_asked_for() -> No
         first = await engine.ensure_ready((str(PROGRAM),))
         psutil.Process(first.pid).kill()
         async for snapshot in engine.snapshot.watch():
-            if snapshot.state is State.CRASHED:
+            if snapshot.state is ServerState.CRASHED:
                 break
         assert snapshot.last_error.startswith("The engine ended unexpectedly: ")
         second = await engine.ensure_ready((str(PROGRAM),))
@@ -777,7 +782,7 @@ async def test_a_process_that_dies_or_hangs_while_it_starts_wakes_its_waiters() 
             await engine.ensure_ready(("-c", "import sys; sys.exit(3)"))
         hanging = asyncio.create_task(engine.ensure_ready(("-c", "print('hello'); input()")))
         async for snapshot in engine.snapshot.watch():
-            if snapshot.state is State.STARTING and snapshot.pid is not None:
+            if snapshot.state is ServerState.STARTING and snapshot.pid is not None:
                 break
         await engine.stop()
         with pytest.raises(ServerError, match="was stopped"):

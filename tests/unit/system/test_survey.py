@@ -17,7 +17,7 @@ import pytest
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.footprint import MemoryKind
 from genaid_server.resource.core.leases.measuring import SurveyedMemory
-from genaid_server.resource.core.leases.plan import Kind
+from genaid_server.resource.core.leases.plan import TenantKind
 from genaid_server.resource.core.system.facts import Gpu, GpuMemory, Vendor
 from genaid_server.resource.core.system.machine import Machine
 from genaid_server.resource.core.system.probe_candidates import candidates
@@ -471,6 +471,9 @@ async def test_several_gpus_are_shared_by_an_llm_and_one_is_for_an_image(recorde
     async with recorded.survey(clock=Clock()) as survey:
         measured = await SurveyedMemory(survey, Budgets(vram=20 * GIB))()
     vram = MemoryKind.VRAM
-    most = {kind: measured.room_for(kind, measured.free_for(kind)).most(vram) for kind in Kind}
-    assert most == {Kind.LLM: 20 * GIB, Kind.IMAGE: 12 * GIB}
-    assert {kind: measured.free_for(kind).vram for kind in Kind} == {Kind.LLM: 14 * GIB, Kind.IMAGE: 10 * GIB}
+    most = {kind: measured.available_for(kind, measured.free_for(kind)).most(vram) for kind in TenantKind}
+    assert most == {TenantKind.LLM: 20 * GIB, TenantKind.IMAGE: 12 * GIB}
+    assert {kind: measured.free_for(kind).vram for kind in TenantKind} == {
+        TenantKind.LLM: 14 * GIB,
+        TenantKind.IMAGE: 10 * GIB,
+    }

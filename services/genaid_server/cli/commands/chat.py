@@ -11,11 +11,11 @@ import typer
 from genaid_client import ConnectionFailedError, GenaidError, InvalidRequestError, Llm, ServerBusyError, ServerError
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
-from genaid_server.cli.completions import Endpoint, stream_answer
+from genaid_server.cli.completions import ChatEndpoint, stream_answer
 from genaid_server.cli.connect import find_server
 from genaid_server.cli.llm_loading import load, log_below, read_api_key, ready_llm, wait_until_back
 from genaid_server.cli.output import INTERRUPTED, print_json, printable, say
-from genaid_server.cli.views.answers import Answer, Page
+from genaid_server.cli.views.answers import AnswerWriter, ChatAnswer
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -30,12 +30,12 @@ class Conversation:
     `wait` waits for an engine that was offloaded, and tells where it is then; None where that is not why it is silent.
     """
 
-    endpoint: Endpoint
+    endpoint: ChatEndpoint
     settings: dict[str, Any]
     messages: list[dict[str, str]] = field(default_factory=list)
-    wait: Callable[[], Endpoint | None] = lambda: None
+    wait: Callable[[], ChatEndpoint | None] = lambda: None
 
-    def ask(self, text: str, show: Callable[..., None]) -> Answer:
+    def ask(self, text: str, show: Callable[..., None]) -> ChatAnswer:
         """Say something, and hear the answer, which `show` gets part by part.
 
         Both are kept; where the answer breaks off, as much as there is, and without any of it neither. Raises what
@@ -50,8 +50,8 @@ class Conversation:
         self.endpoint = endpoint
         return self._ask(text, show)
 
-    def _ask(self, text: str, show: Callable[..., None]) -> Answer:
-        answer = Answer()
+    def _ask(self, text: str, show: Callable[..., None]) -> ChatAnswer:
+        answer = ChatAnswer()
         question = {"role": "user", "content": text}
         request = {**self.settings, "messages": [*self.messages, question]}
         try:
@@ -107,7 +107,7 @@ def chat(
     stops an answer.
     """
     if as_json and prompt is None:
-        raise typer.BadParameter("It is for one answer; give a PROMPT.", param_hint="--json")
+        raise typer.BadParameter("It applies to one answer only: give a PROMPT.", param_hint="--json")
     text = None if prompt is None else _read_prompt(prompt)
     key = read_api_key(api_key_file)
     server = find_server(data_dir, resource=resource)
@@ -115,7 +115,7 @@ def chat(
     with log_below(as_json=as_json):
         llm = load(server.resource, lambda client: ready_llm(client, model, key, tell))
 
-    def wait() -> Endpoint | None:
+    def wait() -> ChatEndpoint | None:
         back = wait_until_back(server.resource, tell)
         return None if back is None else _endpoint(back, key)
 
@@ -130,11 +130,11 @@ def chat(
         wait=wait,
     )
     if text is None:
-        converse(conversation, llm.model_id, Page(reasoning=reasoning))
+        converse(conversation, llm.model_id, AnswerWriter(reasoning=reasoning))
     elif as_json:
         _answer_as_json(conversation, text, llm.model_id)
     else:
-        _answer(conversation, text, Page(reasoning=reasoning))
+        _answer(conversation, text, AnswerWriter(reasoning=reasoning))
 
 
 def _read_prompt(argument: str) -> str:
@@ -155,13 +155,13 @@ def _tell_nobody(_: str) -> None:
     """Programs read an error on stderr, and nothing else."""
 
 
-def _endpoint(llm: Llm, key: str) -> Endpoint:
+def _endpoint(llm: Llm, key: str) -> ChatEndpoint:
     if llm.port is None:
         raise ServerError("The LLM engine has just been stopped. Start it again: genaid llm start MODEL")
-    return Endpoint(llm.host, llm.port, key)
+    return ChatEndpoint(llm.host, llm.port, key)
 
 
-def _answer(conversation: Conversation, text: str, page: Page) -> None:
+def _answer(conversation: Conversation, text: str, page: AnswerWriter) -> None:
     try:
         answer = conversation.ask(text, page.write)
     except KeyboardInterrupt:
@@ -193,7 +193,7 @@ def _answer_as_json(conversation: Conversation, text: str, model_id: str) -> Non
     )
 
 
-def converse(conversation: Conversation, model_id: str, page: Page) -> None:
+def converse(conversation: Conversation, model_id: str, page: AnswerWriter) -> None:
     """Answer line by line until stdin ends or somebody leaves.
 
     On a terminal errors are said, and the conversation goes on; elsewhere they are raised.

@@ -34,4 +34,4 @@ def demo_models(
         say(f"  {format_bytes(file.stat().st_size)}")
     image_model = next(file for file in files if "diffusion" in file.name)
     say("Their weights are random: images are coloured noise, text is gibberish.")
-    say(f'With genaid running ("genaid up"), go on with: genaid models import "{image_model}"')
+    say(f'Start genaid in another terminal (genaid up), then import it: genaid models import "{image_model}"')

@@ -38,7 +38,7 @@ DownloadId = Annotated[str, typer.Argument(metavar="ID", help="The download's id
 
 @downloads.command("list", cls=Command)
 def list_downloads(
-    everything: Annotated[bool, typer.Option("--all", help="Those of the last week that ended, too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also show those that ended in the last week.")] = False,
     resource: options.ResourceServer = None,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,

@@ -12,12 +12,12 @@ from genaid_client import (
     EngineOptions,
     Generation,
     GenerationState,
-    LogEntry,
 )
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
 from genaid_server.cli.connect import Server, find_server
-from genaid_server.cli.output import print_json, print_json_line, printable
+from genaid_server.cli.logs import show_log
+from genaid_server.cli.output import print_json, printable
 from genaid_server.cli.views import leases as lease_view
 from genaid_server.cli.views.generations import describe, percentage
 from genaid_server.cli.views.llm import as_object, status_rows
@@ -107,12 +107,7 @@ def logs(
 ) -> None:
     """Show what the engine has printed; with --json an object a line."""
     with Client(image=find_server(data_dir, image=image).image) as client:
-        entries = client.engine.list_logs(lines)
-        for entry in entries:
-            print_log_entry(entry, as_json=as_json)
-        if follow:
-            for entry in client.engine.tail_logs(entries[-1].sequence + 1 if entries else None):
-                print_log_entry(entry, as_json=as_json)
+        show_log(client.engine, lines, follow=follow, as_json=as_json)
 
 
 @app.command("status", cls=Command)
@@ -204,11 +199,3 @@ def _print_generation(generation: Generation) -> None:
 
 def _print_row(label: str, value: object) -> None:
     print(f"{label:<17} {value}")
-
-
-def print_log_entry(entry: LogEntry, *, as_json: bool) -> None:
-    """Print a line of an engine's log, as people or as programs read it."""
-    if as_json:
-        print_json_line(entry)
-    else:
-        print(f"{entry.time.astimezone():%H:%M:%S} {entry.level:<5} {entry.message}", flush=True)

@@ -37,7 +37,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 @dataclass(frozen=True)
-class Size:
+class SizeOption:
     """Width and height in pixels."""
 
     width: int
@@ -77,8 +77,10 @@ def generate(
     ],
     negative: Annotated[str, typer.Option("--negative", metavar="TEXT", help="What to avoid.")] = "",
     size: Annotated[
-        Size | None,
-        typer.Option(parser=Size.parse, metavar="WxH", help="Pixels: 64 to 4096, multiples of 8. Default: 512x512."),
+        SizeOption | None,
+        typer.Option(
+            parser=SizeOption.parse, metavar="WxH", help="Pixels: 64 to 4096, multiples of 8. Default: 512x512."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Sampling steps: 1 to 200. Default: 20.")] = None,
     cfg_scale: Annotated[
@@ -185,7 +187,7 @@ async def draw(client: AsyncClient, spec: GenerationSpec, show: Callable[[Genera
         await _cancel(client, generation)
         raise
     if generation is None:
-        raise ServerError("The server accepted the generation and then said nothing about it.")
+        raise ServerError("The server accepted the generation, but sent no state of it. Try again.")
     if generation.error is not None:
         raise BackendError(f"{generation.error.code}: {generation.error.message}")
     if generation.state is not GenerationState.COMPLETE:

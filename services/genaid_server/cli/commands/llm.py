@@ -1,17 +1,16 @@
 """`genaid llm`: start, stop and watch the LLM engine."""
 
-from contextlib import closing
 from typing import Annotated
 
 import typer
 
-from genaid_client import AsyncClient, CacheType, Client, ConnectionFailedError, Llm, LlmConfig, LlmServing
+from genaid_client import AsyncClient, CacheType, Client, Llm, LlmConfig, LlmServing
 from genaid_server.cli import options
 from genaid_server.cli.command import Command
-from genaid_server.cli.commands.engine import print_log_entry
 from genaid_server.cli.connect import find_server
 from genaid_server.cli.llm_loading import load, log_below, read_api_key
-from genaid_server.cli.output import INTERRUPTED, print_json, say
+from genaid_server.cli.logs import show_log
+from genaid_server.cli.output import print_json, say
 from genaid_server.cli.views import fit as fit_view
 from genaid_server.cli.views.llm import as_object, how_to_use, llm_rows
 from genaid_server.cli.views.progress import waiting_bar
@@ -142,28 +141,14 @@ def logs(
 ) -> None:
     """Show what the engine has printed; with --json an object a line."""
     if clear and (follow or lines is not None):
-        raise typer.BadParameter("It shows nothing; leave -n and -f out.", param_hint="--clear")
+        raise typer.BadParameter("It shows no lines: leave -n and -f out.", param_hint="--clear")
     with Client(resource=find_server(data_dir, resource=resource).resource) as client:
         if clear:
             client.llm.clear_logs()
             if not as_json:
                 say("The log of the LLM engine is empty now.")
             return
-        entries = client.llm.list_logs(lines)
-        for entry in entries:
-            print_log_entry(entry, as_json=as_json)
-        if follow:
-            _follow(client, entries[-1].sequence + 1 if entries else None, as_json=as_json)
-
-
-def _follow(client: Client, from_sequence: int | None, *, as_json: bool) -> None:
-    try:
-        with closing(client.llm.tail_logs(from_sequence)) as entries:
-            for entry in entries:
-                print_log_entry(entry, as_json=as_json)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    raise ConnectionFailedError("The genaid service went away. Start it again with `genaid up`, then follow again.")
+        show_log(client.llm, lines, follow=follow, as_json=as_json)
 
 
 def _print_started(started: Llm, *, with_key: bool, as_json: bool) -> None:

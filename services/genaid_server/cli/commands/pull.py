@@ -63,7 +63,7 @@ def pull(
         try:
             download = client.downloads.create(spec)
         except KeyboardInterrupt:
-            say("Interrupted. Where the server has accepted the download already, this shows it: genaid downloads")
+            say("Interrupted. The server may have accepted the download already; to see it: genaid downloads")
             raise typer.Exit(INTERRUPTED) from None
         if not detach:
             see_through(client, download.id, as_json=as_json)

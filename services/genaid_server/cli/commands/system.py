@@ -62,7 +62,7 @@ def show(
     if watch and refresh:
         raise typer.BadParameter("--watch measures anew each time; leave --refresh out.", param_hint="--refresh")
     if interval is not None and not watch:
-        raise typer.BadParameter("It is for --watch.", param_hint="--interval")
+        raise typer.BadParameter("It needs --watch.", param_hint="--interval")
     with Client(resource=find_server(data_dir, resource=resource).resource) as client:
         if watch:
             _watch(client, interval, as_json=as_json)

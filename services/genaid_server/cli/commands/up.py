@@ -1,6 +1,9 @@
 """`genaid up`, and each service in a process of its own."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 import typer
 
@@ -15,7 +18,7 @@ from genaid_server.image import main as image_service
 from genaid_server.kit.address import Address
 from genaid_server.resource import main as resource_service
 from genaid_server.resource.config import LlmConfig
-from genaid_server.settings import load
+from genaid_server.settings import Config, load
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -108,20 +111,8 @@ def resource_manager(
         manager = await services.enter_async_context(resource_service.serve(config))
         return Endpoints(resource=str(manager))
 
-    host(
-        Hosting(
-            start=start,
-            listens=(config.resource.listen,),
-            data_dir=config.data_dir,
-            announcement=llm_announcement(config.llm),
-            locks=(RESOURCE_LOCK,),
-            findable=False,
-            ready_file=ready_file,
-            exit_with_parent=exit_with_parent,
-            log=config.log,
-            log_name="resource-manager",
-        )
-    )
+    service = HostedService("resource-manager", config.resource.listen, (RESOURCE_LOCK,), llm_announcement(config.llm))
+    host(_alone(service, start, config, ready_file, exit_with_parent))
 
 
 @app.command("image-worker", cls=Command)
@@ -146,19 +137,8 @@ def image_worker(
         worker = await services.enter_async_context(image_service.serve(config, str(config.resource.listen)))
         return Endpoints(image=str(worker))
 
-    host(
-        Hosting(
-            start=start,
-            listens=(config.image.listen,),
-            data_dir=config.data_dir,
-            locks=(IMAGE_LOCK,),
-            findable=False,
-            ready_file=ready_file,
-            exit_with_parent=exit_with_parent,
-            log=config.log,
-            log_name="image-worker",
-        )
-    )
+    service = HostedService("image-worker", config.image.listen, (IMAGE_LOCK,))
+    host(_alone(service, start, config, ready_file, exit_with_parent))
 
 
 @app.command("gateway", cls=Command)
@@ -186,17 +166,38 @@ def gateway(
         address = await services.enter_async_context(gateway_service.serve(config, peers[0], resource=peers[1]))
         return Endpoints(http=f"http://{address}")
 
-    host(
-        Hosting(
-            start=start,
-            listens=(config.gateway.listen,),
-            data_dir=config.data_dir,
-            locks=(),
-            findable=False,
-            ready_file=ready_file,
-            exit_with_parent=exit_with_parent,
-            log=config.log,
-            log_name="gateway",
-            access_log=True,
-        )
+    service = HostedService("gateway", config.gateway.listen, access_log=True)
+    host(_alone(service, start, config, ready_file, exit_with_parent))
+
+
+@dataclass(frozen=True)
+class HostedService:
+    """A service that a process of its own serves: its name, that of its log; its address; and as in `Hosting`."""
+
+    name: str
+    listen: Address
+    locks: tuple[str, ...] = ()
+    announcement: str = ""
+    access_log: bool = False
+
+
+def _alone(
+    service: HostedService,
+    start: Callable[[AsyncExitStack], Awaitable[Endpoints]],
+    config: Config,
+    ready_file: Path | None,
+    exit_with_parent: bool,
+) -> Hosting:
+    return Hosting(
+        start=start,
+        listens=(service.listen,),
+        data_dir=config.data_dir,
+        announcement=service.announcement,
+        locks=service.locks,
+        findable=False,
+        ready_file=ready_file,
+        exit_with_parent=exit_with_parent,
+        log=config.log,
+        log_name=service.name,
+        access_log=service.access_log,
     )

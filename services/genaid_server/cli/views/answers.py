@@ -32,7 +32,7 @@ def _is_control(char: str) -> bool:
 
 
 @dataclass
-class Answer:
+class ChatAnswer:
     """An answer as far as it has come. Times are of the clock that it was given, in seconds."""
 
     clock: Callable[[], float] = time.monotonic
@@ -80,7 +80,7 @@ class Answer:
         return ", ".join(words)
 
 
-class Page:
+class AnswerWriter:
     """Where answers are written as they come: stdout.
 
     On a terminal reasoning is dimmed. `reasoning` says whether it is shown; None shows it on terminals only.

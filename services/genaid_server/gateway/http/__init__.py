@@ -1,1 +1,1 @@
-"""The REST door: connections, its guard, bodies and errors."""
+"""HTTP for every API of the gateway: connections, the guard of requests, bodies and errors."""

@@ -66,7 +66,7 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """The answer to what no handler answered: mostly malformed HTTP (called by aiohttp)."""
         if request.writer.output_size > 0 or isinstance(exc, ConnectionError):
-            raise ConnectionError("The answer is under way; only the end of the connection can tell its reader.")
+            raise ConnectionError("The response has begun: only closing the connection can tell the client.")
         if status >= 500:
             self.logger.error("a request failed unexpectedly", exc_info=exc)
         error = internal() if status >= 500 else invalid("Malformed HTTP request")

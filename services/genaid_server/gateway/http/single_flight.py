@@ -10,7 +10,7 @@ from genaid_client import GenaidError
 log = logging.getLogger(__name__)
 
 
-class Flights:
+class SingleFlight:
     """Owns tasks by key, until `close`."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from genaid_server.gateway.http.errors import CODES
 from genaid_server.gateway.images.generation_request import MAX_COUNT
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """An object of an answer.
 
     Open to further properties: a client that was generated today must understand the gateway of tomorrow.
@@ -43,7 +43,7 @@ def _plain(description: str, **schema: Any) -> Any:
     return Field(description=description, json_schema_extra=schema or None)
 
 
-class Created(Answer):
+class Created(ResponseModel):
     """A generation that was accepted."""
 
     id: str
@@ -51,21 +51,21 @@ class Created(Answer):
     created_at: Time
 
 
-class Cancelled(Answer):
+class Cancelled(ResponseModel):
     """A generation for which nothing computes any more."""
 
     id: str
     status: Literal["cancelled"]
 
 
-class Health(Answer):
+class Health(ResponseModel):
     """A worker that is there."""
 
     status: Literal["ok"]
     busy: bool
 
 
-class Progress(Answer):
+class Progress(ResponseModel):
     """How far a generation is."""
 
     current_step: Count
@@ -76,7 +76,7 @@ class Progress(Answer):
     total_images: BatchCount | Absent = Field(None, description="Only where there are several.")
 
 
-class Image(Answer):
+class Image(ResponseModel):
     """An image, included."""
 
     image: str = Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})
@@ -85,7 +85,7 @@ class Image(Answer):
     height: int
 
 
-class ImageLink(Answer):
+class ImageLink(ResponseModel):
     """An image, named by its address."""
 
     url: str = _plain("Where the PNG is.", format="uri-reference")
@@ -94,7 +94,7 @@ class ImageLink(Answer):
     height: int
 
 
-class Result(Answer):
+class Result(ResponseModel):
     """What a generation has made."""
 
     images: list[Image]
@@ -102,7 +102,7 @@ class Result(Answer):
     time_taken: Count = Field(description="Milliseconds.")
 
 
-class EventResult(Answer):
+class EventResult(ResponseModel):
     """What a generation has made, in an event."""
 
     images: list[ImageLink]
@@ -110,7 +110,7 @@ class EventResult(Answer):
     time_taken: Count = Field(description="Milliseconds.")
 
 
-class Failure(Answer):
+class Failure(ResponseModel):
     """Why a generation failed."""
 
     message: str = Field(description="For people.")
@@ -120,7 +120,7 @@ class Failure(Answer):
     )
 
 
-class _State(Answer):
+class _State(ResponseModel):
     id: str
     created_at: Time
     updated_at: Time
@@ -188,7 +188,7 @@ class GenerationEvent(
     """The state of a generation, as an event tells it."""
 
 
-class ErrorInfo(Answer):
+class ErrorInfo(ResponseModel):
     """What went wrong."""
 
     message: str = Field(description="For people.")
@@ -196,7 +196,7 @@ class ErrorInfo(Answer):
     suggestion: str | Absent = Field(None, description="What to do; only where there is something.")
 
 
-class Error(Answer):
+class Error(ResponseModel):
     """An answer that is an error."""
 
     error: ErrorInfo

@@ -23,7 +23,7 @@ from genaid_client import (
     GenerationState,
     NotFoundError,
 )
-from genaid_server.gateway.http.single_flight import Flights
+from genaid_server.gateway.http.single_flight import SingleFlight
 from genaid_server.gateway.images import rest
 from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.watchable import Watchable
@@ -37,7 +37,7 @@ OFF_LOOP_BYTES: Final = 1024 * 1024  # images that encode for longer than about 
 RETRY: Final = Backoff(first=0.1, longest=2.0)
 
 
-class _Entry:
+class _MirrorEntry:
     """One generation; `failure` says why following it ended early."""
 
     __slots__ = ("body", "checked", "failure", "followed", "states")
@@ -60,7 +60,7 @@ class _Entry:
 
 
 class Mirror:
-    """Answers for the image worker; use it in an `async with`.
+    """A copy of the image worker's state, which polls are answered from; use it in an `async with`.
 
     Methods that take a generation's id raise NotFoundError, and all of them what the client raises.
     """
@@ -75,18 +75,18 @@ class Mirror:
         self._client = client
         self._clock = clock
         self._cache_bytes = cache_bytes
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: OrderedDict[str, _MirrorEntry] = OrderedDict()
         self._following: set[str] = set()
         self._engine: Engine | None = None
-        self._flights = Flights()
+        self._flight = SingleFlight()
 
     async def __aenter__(self) -> "Mirror":
-        self._flights.start("engine", self._follow_engine)
-        self._flights.start("idle", self._let_idle_go)
+        self._flight.start("engine", self._follow_engine)
+        self._flight.start("idle", self._let_idle_go)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._flights.close()
+        await self._flight.close()
 
     def end_watches(self) -> None:
         """End every `watch`, after its watcher has seen the last state."""
@@ -97,16 +97,16 @@ class Mirror:
         """Whether an image is being made or a generation waits."""
         engine = self._engine
         if engine is None:
-            engine = await self._flights.share("engine now", self._client.engine.get)
+            engine = await self._flight.share("engine now", self._client.engine.get)
         return engine.busy or bool(self._following)
 
     async def create(self, spec: GenerationSpec) -> Generation:
         """Ask for images; done to the end even if the caller leaves."""
-        return await self._flights.share(object(), lambda: self._create(spec))
+        return await self._flight.share(object(), lambda: self._create(spec))
 
     async def cancel(self, generation_id: str) -> Generation:
         """Cancel a generation; done to the end even if the caller leaves."""
-        return await self._flights.share(("cancel", generation_id), lambda: self._cancel(generation_id))
+        return await self._flight.share(("cancel", generation_id), lambda: self._cancel(generation_id))
 
     async def get(self, generation_id: str) -> Generation:
         """The generation, at most a second old."""
@@ -118,13 +118,13 @@ class Mirror:
         if entry.body is not None:
             return entry.body
         if entry.generation.state is GenerationState.COMPLETE:
-            return await self._flights.share(("answer", generation_id), lambda: self._build(entry))
+            return await self._flight.share(("answer", generation_id), lambda: self._build(entry))
         entry.body = rest.state(entry.generation)
         return entry.body
 
     async def image(self, generation_id: str, index: int) -> bytes:
         """The PNG of one image of a complete generation."""
-        return await self._flights.share(
+        return await self._flight.share(
             ("image", generation_id, index), lambda: self._client.images.get_image(generation_id, index)
         )
 
@@ -147,14 +147,14 @@ class Mirror:
             if not entry.followed and now - entry.checked >= IDLE_AFTER:
                 del self._entries[generation_id]
 
-    async def _fresh(self, generation_id: str) -> _Entry:
+    async def _fresh(self, generation_id: str) -> _MirrorEntry:
         entry = self._entries.get(generation_id)
         if entry is not None and (entry.followed or self._clock() - entry.checked < REVALIDATE_AFTER):
             self._entries.move_to_end(generation_id)
             return entry
-        return await self._flights.share(("ask", generation_id), lambda: self._ask(generation_id))
+        return await self._flight.share(("ask", generation_id), lambda: self._ask(generation_id))
 
-    async def _ask(self, generation_id: str) -> _Entry:
+    async def _ask(self, generation_id: str) -> _MirrorEntry:
         try:
             return self._learn(await self._client.images.get(generation_id))
         except NotFoundError:
@@ -167,22 +167,22 @@ class Mirror:
     async def _cancel(self, generation_id: str) -> Generation:
         return self._learn(await self._client.images.cancel(generation_id)).generation
 
-    def _learn(self, generation: Generation) -> _Entry:
+    def _learn(self, generation: Generation) -> _MirrorEntry:
         entry = self._entries.get(generation.id)
         if entry is not None:
             self._update(entry, generation)
             self._entries.move_to_end(generation.id)
             return entry
-        entry = self._entries[generation.id] = _Entry(generation, self._clock())
+        entry = self._entries[generation.id] = _MirrorEntry(generation, self._clock())
         if generation.state.terminal:
             self._settle(entry)
         else:
             entry.followed = True
             self._following.add(generation.id)
-            self._flights.start(object(), lambda: self._follow(entry))
+            self._flight.start(object(), lambda: self._follow(entry))
         return entry
 
-    def _update(self, entry: _Entry, generation: Generation) -> None:
+    def _update(self, entry: _MirrorEntry, generation: Generation) -> None:
         entry.checked = self._clock()
         if entry.generation.state.terminal:
             return  # it is the last one: whatever comes after it was on its way before
@@ -191,7 +191,7 @@ class Mirror:
         if generation.state.terminal:
             self._settle(entry)
 
-    def _settle(self, entry: _Entry) -> None:
+    def _settle(self, entry: _MirrorEntry) -> None:
         entry.followed = False
         self._following.discard(entry.generation.id)
         entry.states.close()
@@ -202,7 +202,7 @@ class Mirror:
         if entry is not None and not entry.followed:
             del self._entries[generation_id]
 
-    async def _follow(self, entry: _Entry) -> None:
+    async def _follow(self, entry: _MirrorEntry) -> None:
         generation_id = entry.generation.id
         lost: GenaidError = ConnectionFailedError("The image worker ended the watch.")
         try:
@@ -217,7 +217,7 @@ class Mirror:
                 self._settle(entry)
                 self._forget(generation_id)
 
-    async def _build(self, entry: _Entry) -> bytes:
+    async def _build(self, entry: _MirrorEntry) -> bytes:
         generation = entry.generation
         try:
             images = [await self._client.images.get_image(generation.id, info.index) for info in generation.images]

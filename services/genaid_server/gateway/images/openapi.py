@@ -206,7 +206,7 @@ def _pass_on(path: str) -> Schema:
     return {
         "operationId": operation,
         "summary": summary,
-        "description": "Fields beyond the described ones are the engine's business, too.",
+        "description": "Other fields are passed to the engine as they are.",
         "security": _KEY,
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
         "responses": {
@@ -242,7 +242,7 @@ def _openai_errors(*statuses: int) -> Schema:
 _ERRORS: Final = {
     400: "INVALID_REQUEST: a field or the body is wrong; the message names it.",
     403: "INVALID_REQUEST: the Host or Origin may not call.",
-    404: "NOT_FOUND: never given out, or expired.",
+    404: "NOT_FOUND: there is no such generation, or it has expired.",
     408: "INVALID_REQUEST: the body did not arrive in time.",
     409: "ALREADY_TERMINAL: the generation is complete or has failed.",
     413: "INVALID_REQUEST: the body is too large.",

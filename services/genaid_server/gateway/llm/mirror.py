@@ -16,7 +16,7 @@ from typing import Final, cast
 
 from genaid_client import AsyncClient, GenaidError, Llm, ServerState
 from genaid_server.gateway.http.errors import RETRY_AFTER, SERVER_BUSY, SERVER_ERROR, ApiError, from_client
-from genaid_server.gateway.http.single_flight import Flights
+from genaid_server.gateway.http.single_flight import SingleFlight
 from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.watchable import Watchable
 
@@ -72,14 +72,14 @@ class LlmMirror:
         self._client = client
         self._views: Watchable[View | None] = Watchable(None)
         self._ended = False
-        self._flights = Flights()
+        self._flight = SingleFlight()
 
     async def __aenter__(self) -> "LlmMirror":
-        self._flights.start("llm", self._follow)
+        self._flight.start("llm", self._follow)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._flights.close()
+        await self._flight.close()
 
     def end_waiting(self) -> None:
         """Refuse every request that waits, and each later one."""
@@ -139,7 +139,7 @@ class LlmMirror:
     async def _ask(self) -> Llm:
         """The engine, while it can't be watched. Raises ApiError (503)."""
         try:
-            return await self._flights.share("llm now", self._client.llm.get)
+            return await self._flight.share("llm now", self._client.llm.get)
         except GenaidError as error:
             raise from_client(error, "resource manager") from error
 

@@ -131,9 +131,7 @@ async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.St
         async for chunk in answer.content.iter_any():
             await response.write(chunk)
     except aiohttp.ClientError as error:
-        raise ConnectionResetError(
-            "The answer broke off; only the end of the connection can tell its reader"
-        ) from error
+        raise ConnectionResetError("The answer broke off: only closing the connection can tell the client") from error
     return response
 
 
@@ -145,15 +143,17 @@ def _list_of(model_id: str) -> bytes:
 
 def no_engine() -> ApiError:
     """The gateway was not told who keeps the LLM engine."""
-    message = "This gateway knows no resource manager, which keeps the LLM engine. Run everything: genaid up"
+    message = (
+        "This gateway was started without the resource manager, which runs the LLM engine. Run all services: genaid up"
+    )
     return ApiError(503, SERVER_ERROR, message)
 
 
 def _deadly() -> ApiError:
-    message = "The LLM engine died on this request, and once more when it was tried again. See genaid llm logs"
+    message = "The LLM engine crashed on this request, twice. See genaid llm logs"
     # The header is what keeps OpenAI's SDKs from trying it a third time.
     return ApiError(500, BACKEND_ERROR, message, headers={"X-Should-Retry": "false"})
 
 
 def _nonsense() -> ApiError:
-    return ApiError(500, BACKEND_ERROR, "The LLM engine answered with something that is no HTTP. See genaid llm logs")
+    return ApiError(500, BACKEND_ERROR, "The LLM engine's answer was not valid HTTP. See genaid llm logs")

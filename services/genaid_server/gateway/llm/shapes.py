@@ -14,13 +14,13 @@ class _Object(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class _Request(BaseModel):
+class _OpenAiRequest(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
     model: str | Absent = Field(None, description="Any text: the model that is loaded answers.")
 
 
-class _Sampling(_Request):
+class _Sampling(_OpenAiRequest):
     stream: bool = Field(False, description="Answer with server-sent events.")
     max_tokens: int | Absent = Field(None, description="Tokens to answer with at most.")
     temperature: Annotated[float, Field(ge=0)] | Absent = None
@@ -48,7 +48,7 @@ class CompletionRequest(_Sampling):
     prompt: Any
 
 
-class EmbeddingRequest(_Request):
+class EmbeddingRequest(_OpenAiRequest):
     """Texts to be made vectors of."""
 
     input: Any

@@ -7,15 +7,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
 
-from genaid_server.image.core.engine import Engine
-from genaid_server.image.core.lease import Size
+from genaid_server.image.core.engine import ImageEngine
+from genaid_server.image.core.lease import ImageSize
 from genaid_server.image.core.process import EngineProcess, ImageEvent, JobEvent, StageEvent
 from genaid_server.image.core.progress import Calibration, Progress, Stage, Timings, Tracker
 from genaid_server.image.core.settings import ImageModel
 from genaid_server.image.core.spec import GenerationSpec
 from genaid_server.kit.errors import BackendError
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 
 TICK: Final = 0.25  # seconds between looks at the clock, for stages that report nothing
 
@@ -39,7 +39,7 @@ class Drawing:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ImageEngine,
         calibration: Calibration,
         spec: GenerationSpec,
         grace: float,
@@ -48,7 +48,7 @@ class Drawing:
     ) -> None:
         self._engine, self._calibration, self._spec, self._grace = engine, calibration, spec, grace
         self._show_progress, self._loaded = show, loaded
-        self._size = Size(spec.width, spec.height)
+        self._size = ImageSize(spec.width, spec.height)
 
     async def draw(self, assumed: Assumption, done: Callable[[list[ImageEvent]], None]) -> None:
         """Draw, and hand the images over while the engine is still in use.
@@ -98,7 +98,7 @@ class Drawing:
     async def _follow_load(self, tracker: Tracker) -> None:
         async for info in self._engine.info.watch():
             life = info.life
-            if life.state is State.STARTING and life.pid is not None:  # before that it waits for memory
+            if life.state is ServerState.STARTING and life.pid is not None:  # before that it waits for memory
                 tracker.loading(life.loaded, life.to_load)
                 self._show_progress(tracker.progress())
 

@@ -24,7 +24,7 @@ from genaid_server.image.core.engine_state import (
     UseOver,
 )
 from genaid_server.image.core.engine_step import stopped_error
-from genaid_server.image.core.lease import NO_IMAGE, LeaseClient, ManagerAwayError, Size
+from genaid_server.image.core.lease import NO_IMAGE, ImageSize, LeaseClient, ManagerAwayError
 from genaid_server.image.core.process import EngineProcess
 from genaid_server.image.core.settings import EngineOptions, ImageModel, Settings
 from genaid_server.kit.errors import InvalidRequestError, ModelNotFoundError
@@ -33,7 +33,7 @@ from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
 from genaid_server.supervision.logbook import Level, Logbook
 from genaid_server.supervision.stop_reason import StopReason
-from genaid_server.supervision.supervisor import Snapshot, State
+from genaid_server.supervision.supervisor import ServerState, Snapshot
 from genaid_server.supervision.threads import default_threads
 
 MAX_THREADS: Final = 512
@@ -62,10 +62,10 @@ class EngineInfo:
 class Use:
     """One use of the engine; whoever has made images says how large they are."""
 
-    made: Size = NO_IMAGE
+    made: ImageSize = NO_IMAGE
 
 
-class Engine:
+class ImageEngine:
     """The image engine; use it as an async context manager, which ends the child.
 
     `default_model` is the model that the configuration chooses; where it is empty, the resource manager does. A note of
@@ -173,7 +173,7 @@ class Engine:
         except ModelNotFoundError as error:
             if settings.is_default:
                 raise
-            self._logbook.append(Level.WARN, f"the default model draws from now on: {error.message}")
+            self._logbook.append(Level.WARN, f"the default model is used from now on: {error.message}")
             self._owner.post(ChoiceGone(settings))
             return await self._manager.resolve("", self._tenant_id)
         except ManagerAwayError:
@@ -195,7 +195,7 @@ class Engine:
                 self._owner.reports.add(life.lease, use.made, peak)
             self._owner.post(UseOver())
 
-    async def ready(self, size: Size, model: ImageModel | None = None) -> EngineProcess:
+    async def ready(self, size: ImageSize, model: ImageModel | None = None) -> EngineProcess:
         """Return the engine with its model loaded and memory for an image of a size, starting it where needed.
 
         `model` is what `next_model` has just returned, where somebody has asked. Raises ServerError,
@@ -221,7 +221,7 @@ class Engine:
     async def interrupt(self, process: EngineProcess, grace: float) -> None:
         """Stop the present job; where the engine doesn't within `grace` seconds, kill it and start it again.
 
-        One whose memory is wanted back is not started again.
+        One whose lease is being reclaimed is not started again.
         """
         if await process.cancel(grace):
             return
@@ -257,7 +257,7 @@ def _info(state: EngineState) -> EngineInfo:
     if life is not None:
         settings = life.settings if life.model is None else life.settings.resolved(life.model.id)
         settings = settings if life.options is None else replace(settings, options=life.options)
-    gone = shown.state in (State.STOPPED, State.CRASHED)
+    gone = shown.state in (ServerState.STOPPED, ServerState.CRASHED)
     return EngineInfo(
         replace(shown, config=settings),
         state.users > 0,

@@ -1,6 +1,6 @@
 """The memory that one life of the engine holds, as a lease of the resource manager.
 
-A lease is a stream: it lasts for as long as the stream does, and tells when the memory is wanted back. It is for the
+A lease is a stream: it lasts for as long as the stream does, and tells when it is being reclaimed. It is for the
 largest image that this life was asked for; nothing is asked of the manager for an image that it covers. Where its
 stream breaks off, the engine stays, and the lease is asked for again.
 """
@@ -14,12 +14,12 @@ from typing import Final
 
 from genaid_server.image.core.lease import (
     NO_IMAGE,
+    EngineNeed,
+    ImageSize,
     Lease,
     LeaseClient,
     LeaseState,
     ManagerAwayError,
-    Need,
-    Size,
 )
 from genaid_server.image.core.settings import EngineOptions, ImageModel
 from genaid_server.kit.backoff import Backoff
@@ -46,7 +46,9 @@ class Grant:
 class _Stream:
     """One stream of a lease, followed by a task of its own. `told` is called after each change."""
 
-    def __init__(self, size: Size, updates: AsyncGenerator[Lease, None], told: "Callable[[_Stream], None]") -> None:
+    def __init__(
+        self, size: ImageSize, updates: AsyncGenerator[Lease, None], told: "Callable[[_Stream], None]"
+    ) -> None:
         self.size = size
         self.lease: Lease | None = None
         self.over = False
@@ -104,7 +106,7 @@ class EngineLease:
         self,
         client: LeaseClient,
         tenant_id: str,
-        need: Need,
+        need: EngineNeed,
         note: Callable[[Lease], None],
         changed: Callable[[], None],
     ) -> None:
@@ -140,7 +142,7 @@ class EngineLease:
         self._changed()
         return Grant(lease.model, self._options)
 
-    async def make_room(self, size: Size) -> bool:
+    async def make_room(self, size: ImageSize) -> bool:
         """Have the lease cover images of a size. False: the engine has to leave and come back for that.
 
         An engine that is over, or whose lease is lost, needs nothing. Raises DomainError where it is refused.
@@ -153,7 +155,7 @@ class EngineLease:
             return True
         return first.leave_after is None and await self._grow(first, size)
 
-    async def _grow(self, first: _Stream, size: Size) -> bool:
+    async def _grow(self, first: _Stream, size: ImageSize) -> bool:
         other = self._open(self._need.options, size)
         self._growing = True
         try:
@@ -174,7 +176,7 @@ class EngineLease:
             await to_the_end(other.end())
             self._tell()
 
-    def peak_of(self, size: Size, peak_ram_bytes: int) -> int:
+    def peak_of(self, size: ImageSize, peak_ram_bytes: int) -> int:
         """The peak where it is that of an image of this size: a life that has made a larger one does not tell."""
         if not size.covers(self._largest):
             return 0
@@ -214,7 +216,7 @@ class EngineLease:
             await to_the_end(other.end())
             self._tell()
 
-    def _open(self, options: EngineOptions, size: Size, *, resident: bool = False) -> _Stream:
+    def _open(self, options: EngineOptions, size: ImageSize, *, resident: bool = False) -> _Stream:
         need = replace(self._need, options=options, size=size)
         return _Stream(size, self._client.hold(self._tenant_id, need, resident=resident), self._on_update)
 
@@ -238,10 +240,10 @@ class UseReports:
 
     def __init__(self, client: LeaseClient) -> None:
         self._client = client
-        self._next: tuple[str, Size, int] | None = None
+        self._next: tuple[str, ImageSize, int] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, lease: EngineLease, size: Size, peak_ram_bytes: int) -> None:
+    def add(self, lease: EngineLease, size: ImageSize, peak_ram_bytes: int) -> None:
         """A use of the engine is over; nobody waits for its report."""
         if not lease.lease_id:
             return

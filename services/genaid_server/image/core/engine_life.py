@@ -18,9 +18,9 @@ from genaid_server.image.core.engine_state import (
     Ready,
     Spawned,
 )
-from genaid_server.image.core.lease import Lease, LeaseClient, LeaseState, Need, Size, choice_missing
+from genaid_server.image.core.lease import EngineNeed, ImageSize, Lease, LeaseClient, LeaseState, choice_missing
 from genaid_server.image.core.process import EngineProcess, engine_process
-from genaid_server.image.core.settings import EngineConfig
+from genaid_server.image.core.settings import ImageEngineConfig
 from genaid_server.kit.errors import BackendError, DomainError, ModelNotFoundError
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.supervision.logbook import Level, Logbook
@@ -65,7 +65,7 @@ class EngineLife:
         if self._task is not None:
             self._task.cancel()
 
-    def make_room(self, size: Size) -> Coroutine[Any, Any, bool]:
+    def make_room(self, size: ImageSize) -> Coroutine[Any, Any, bool]:
         """Have the lease of a life that runs cover images of a size; see EngineLease."""
         assert self.lease is not None  # noqa: S101 - it has one while it runs
         return self.lease.make_room(size)
@@ -103,12 +103,12 @@ class EngineLife:
     async def _hold_and_run(self) -> str:
         """The lease is the outermost block: the memory is given back when the process is gone."""
         settings = self._begin.settings
-        need = Need(settings.model_id, settings.variant, settings.options, self._begin.size)
+        need = EngineNeed(settings.model_id, settings.variant, settings.options, self._begin.size)
         self.lease = EngineLease(self._manager, self._tenant_id, need, self._note, self._on_lease)
         try:
             grant = await self._granted(self.lease)
             self._tell(LeaseGranted(self.number, grant.model, grant.options))
-            return await self._run(EngineConfig(grant.model, settings.threads, grant.options, settings.variant))
+            return await self._run(ImageEngineConfig(grant.model, settings.threads, grant.options, settings.variant))
         finally:
             await to_the_end(self._give_back(self.lease))
 
@@ -118,7 +118,7 @@ class EngineLife:
         except ModelNotFoundError as error:
             raise choice_missing(self._begin.settings, error) from error
 
-    async def _run(self, config: EngineConfig) -> str:
+    async def _run(self, config: ImageEngineConfig) -> str:
         """The process; returns how it ended."""
         self._logbook.append(Level.INFO, f"starting with {config.model.id}, {config.threads} threads, {config.variant}")
         lock = lock_of(config.model.files[0][1], config.model.id)  # while it is held, the model can't be deleted
@@ -150,7 +150,7 @@ class EngineLife:
             case LeaseState.GRANTED:
                 said = lease.placement.reason
             case LeaseState.RECLAIM:
-                said = f"the memory is wanted back: {lease.reason}"
+                said = f"the resource manager asks for the memory back: {lease.reason}"
         if said and said != self._said:
             self._logbook.append(Level.INFO, said)
         self._said = said

@@ -1,4 +1,4 @@
-"""The queue of what happens to the image engine, and the hands that do what its step decides.
+"""The owner of the image engine's state: it hands events to the step, and carries out the effects that it decides.
 
 Events are taken one after the other, each whole before the next: nothing is awaited in between. What is to be done runs
 in tasks beside the queue, and comes back as events.
@@ -6,7 +6,6 @@ in tasks beside the queue, and comes back as events.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -35,11 +34,12 @@ from genaid_server.image.core.engine_state import (
     TimeUp,
 )
 from genaid_server.image.core.engine_step import step
-from genaid_server.image.core.lease import SMALLEST, LeaseClient, ManagerAwayError, Need
+from genaid_server.image.core.lease import SMALLEST, EngineNeed, LeaseClient, ManagerAwayError
 from genaid_server.image.core.process import EngineProcess
 from genaid_server.image.core.settings import ImageModel
 from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.errors import DomainError, ServerError
+from genaid_server.kit.event_queue import EventQueue
 from genaid_server.supervision.logbook import Level, Logbook
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ type Told = tuple[EngineState, EngineProcess | None]
 
 
 class EngineOwner:
-    """Owner of what the image engine is and is to do. `changed` is called after each event."""
+    """Owner of what the image engine is and is to do. `changed` is called once events have been taken."""
 
     def __init__(
         self,
@@ -67,10 +67,9 @@ class EngineOwner:
         self.state = state
         self.life: EngineLife | None = None  # the newest one
         self.reports = UseReports(manager)
-        self._manager, self._tenant_id, self._logbook, self._changed = manager, tenant_id, logbook, changed
+        self._manager, self._tenant_id, self._logbook = manager, tenant_id, logbook
         self._command, self._data_dir = command, data_dir
-        self._events: deque[Event] = deque()
-        self._in_turn = False
+        self._events: EventQueue[Event] = EventQueue(self._take, changed)
         self._tickets = 0
         self._waiting: dict[int, asyncio.Future[Told]] = {}
         self._rooms: dict[int, asyncio.Task[bool | DomainError]] = {}
@@ -87,19 +86,7 @@ class EngineOwner:
 
     def post(self, event: Event) -> None:
         """Something has happened, or somebody wants something."""
-        self._events.append(event)
-        if self._in_turn:
-            return
-        self._in_turn = True
-        try:
-            while self._events:
-                now = asyncio.get_running_loop().time()
-                self.state, effects = step(self.state, self._events.popleft(), now)
-                for effect in effects:
-                    self._do(effect)
-                self._changed()
-        finally:
-            self._in_turn = False
+        self._events.post(event)
 
     def look(self) -> None:
         """Where the process has just died, say so: it would be given to whoever asks for the engine."""
@@ -116,6 +103,11 @@ class EngineOwner:
                 task.cancel()
             await asyncio.wait(set(self._tasks))
         await self.reports.close()
+
+    def _take(self, event: Event) -> None:
+        self.state, effects = step(self.state, event, asyncio.get_running_loop().time())
+        for effect in effects:
+            self._do(effect)
 
     def _do(self, effect: Effect) -> None:
         match effect:
@@ -138,7 +130,7 @@ class EngineOwner:
         """What the resource manager is asked or told, or no more."""
         match effect:
             case AskProspect(ticket, settings):
-                need = Need(settings.model_id, settings.variant, settings.options, SMALLEST)
+                need = EngineNeed(settings.model_id, settings.variant, settings.options, SMALLEST)
                 asked = self._spawn(_outcome(self._manager.prospect(need)))
                 _then(asked, lambda prospect: self.post(ProspectCame(ticket, prospect)))
             case AskModel(ticket):
@@ -207,7 +199,7 @@ class EngineOwner:
             await asyncio.sleep(ANNOUNCE_AGAIN.delay(failures))
 
     def _spawn[T](self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        task = asyncio.create_task(work, name="image engine errand")
+        task = asyncio.create_task(work, name="image engine effect")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from genaid_server.image.core.lease import SMALLEST, Prospect, Size
+from genaid_server.image.core.lease import SMALLEST, ImageSize, Prospect
 from genaid_server.image.core.settings import EngineOptions, ImageModel, Settings
 from genaid_server.kit.errors import DomainError
 from genaid_server.supervision.stop_reason import StopReason
@@ -41,12 +41,12 @@ class Life:
     """One life of the engine, from the request for its memory to the end of its process.
 
     `model` and `options` are None until the memory is granted. `size` is that of the images that its lease covers.
-    `leave_after` is for how many seconds it may stay without work where its memory is wanted back.
+    `leave_after` is for how many seconds it may stay without work where its lease is being reclaimed.
     """
 
     number: int
     settings: Settings
-    size: Size
+    size: ImageSize
     stage: LifeStage = LifeStage.STARTING
     model: ImageModel | None = None
     options: EngineOptions | None = None
@@ -68,7 +68,7 @@ class StartStage(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class PendingStart:
     """Somebody who starts the engine. `keep_alive` is in seconds."""
 
     ticket: int
@@ -88,12 +88,12 @@ class LoadStage(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class PendingLoad:
     """A generation that waits for the engine. `model` is the one that it is to be made with, None if nobody has asked
     yet. `left` is the ticket of who waits until nothing is done for it any more."""
 
     ticket: int
-    size: Size
+    size: ImageSize
     model: ImageModel | None
     stage: LoadStage = LoadStage.WAITING
     left: int = NOBODY
@@ -114,10 +114,10 @@ class EngineState:
     users: int = 0
     lives: int = 0
     life: Life | None = None
-    starts: tuple[Start, ...] = ()
-    loads: tuple[Load, ...] = ()
+    starts: tuple[PendingStart, ...] = ()
+    loads: tuple[PendingLoad, ...] = ()
     waiting_for_end: tuple[int, ...] = ()
-    wanted: Size = SMALLEST
+    wanted: ImageSize = SMALLEST
     idle_since: float = 0.0
     unload_at: float | None = None
     shown: Snapshot[Settings] = field(default_factory=Snapshot)
@@ -175,7 +175,7 @@ class LoadAsked:
     """A generation needs the engine for images of a size; with this model, where somebody has just asked for it."""
 
     ticket: int
-    size: Size
+    size: ImageSize
     model: ImageModel | None = None
 
 
@@ -323,7 +323,7 @@ class AskRoom:
 
     ticket: int
     life: int
-    size: Size
+    size: ImageSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +339,7 @@ class BeginLife:
 
     life: int
     settings: Settings
-    size: Size
+    size: ImageSize
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,18 +24,18 @@ from genaid_server.image.core.engine_state import (
     LeaveRoom,
     Life,
     LifeStage,
-    Load,
     LoadAsked,
     Loading,
     LoadLeft,
     LoadStage,
     ModelCame,
+    PendingLoad,
+    PendingStart,
     ProspectCame,
     Ready,
     RoomCame,
     SetTimer,
     Spawned,
-    Start,
     StartAsked,
     StartStage,
     StopAsked,
@@ -48,7 +48,7 @@ from genaid_server.image.core.lease import SMALLEST, Prospect
 from genaid_server.image.core.settings import ImageModel
 from genaid_server.kit.errors import DomainError, ServerBusyError, ServerError
 from genaid_server.supervision.stop_reason import StopReason
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 
 STOPPED = Ending("stopped", StopReason.STOPPED)
 UNLOADED = Ending("unloaded", StopReason.UNLOADED_WHEN_IDLE)
@@ -65,7 +65,7 @@ def step(state: EngineState, event: Event, now: float) -> tuple[EngineState, tup
 
 def stopped_error() -> ServerError:
     """What a generation gets while the engine is stopped."""
-    return ServerError("The image engine is stopped. Start it with a model first (genaid engine start MODEL).")
+    return ServerError("The image engine is stopped. Start it first: genaid engine start")
 
 
 class _Turn(Turn):
@@ -74,7 +74,7 @@ class _Turn(Turn):
     def take(self, event: Event) -> None:
         match event:
             case StartAsked():
-                self._on_start(Start(event.ticket, event.settings, event.keep_alive, event.replace))
+                self._on_start(PendingStart(event.ticket, event.settings, event.keep_alive, event.replace))
             case ProspectCame(ticket, answer):
                 self._on_prospect(ticket, answer)
             case StopAsked():
@@ -87,7 +87,7 @@ class _Turn(Turn):
             case UseOver():
                 self._change(users=self.state.users - 1, idle_since=self.now)
             case LoadAsked():
-                self._on_load(Load(event.ticket, event.size, event.model))
+                self._on_load(PendingLoad(event.ticket, event.size, event.model))
             case ModelCame(ticket, answer):
                 self._on_model(ticket, answer)
             case RoomCame():
@@ -136,7 +136,7 @@ class _Turn(Turn):
 
     # --- commands
 
-    def _on_start(self, start: Start) -> None:
+    def _on_start(self, start: PendingStart) -> None:
         if self.state.closing:
             self._tell(start.ticket, _closing_error())
         elif not start.settings.is_default and self._runs(start, None):
@@ -157,7 +157,7 @@ class _Turn(Turn):
         else:
             self._commit(start, answer.has_room, answer.model)
 
-    def _in_the_way(self, start: Start, model: ImageModel) -> ServerBusyError | None:
+    def _in_the_way(self, start: PendingStart, model: ImageModel) -> ServerBusyError | None:
         """Why a start has to wait for what is being done."""
         life = self.state.life
         if self._runs(start, model):
@@ -171,10 +171,11 @@ class _Turn(Turn):
             return None
         name = (life.model.id if life and life.model else "") or self.state.settings.model_id
         return ServerBusyError(
-            f"The image engine already runs with {name or 'a model'} or other settings; stop it first or set replace."
+            f"The image engine runs already, with {name or 'a model'} and the settings that it was started with. "
+            "Stop it first (genaid engine stop), or replace it (genaid engine start --replace)."
         )
 
-    def _commit(self, start: Start, has_room: bool, model: ImageModel | None = None) -> None:
+    def _commit(self, start: PendingStart, has_room: bool, model: ImageModel | None = None) -> None:
         """From here on it is the newest choice."""
         runs, life = self._runs(start, model), self.state.life
         for other in self.state.starts:
@@ -206,8 +207,8 @@ class _Turn(Turn):
 
     def _selected(self) -> None:
         """A model is chosen that others would have to make room for: the first image loads it."""
-        if self.state.shown.state is State.CRASHED:
-            self._show(state=State.STOPPED, event="stopped")
+        if self.state.shown.state is ServerState.CRASHED:
+            self._show(state=ServerState.STOPPED, event="stopped")
         if self.state.stop_reason not in (StopReason.NEVER_STARTED, StopReason.OFFLOADED):
             self._change(stop_reason=StopReason.UNLOADED_WHEN_IDLE)  # it waits for work
 
@@ -227,7 +228,7 @@ class _Turn(Turn):
 
     # --- generations
 
-    def _on_load(self, load: Load) -> None:
+    def _on_load(self, load: PendingLoad) -> None:
         if not self.state.accepting:
             self._tell(load.ticket, _closing_error() if self.state.closing else stopped_error())
             return
@@ -248,7 +249,7 @@ class _Turn(Turn):
         else:  # where nobody can be asked, what is in memory is what was decided last
             self._arrived(self._replace_load(load, stage=LoadStage.WAITING, model=answer))
 
-    def _arrived(self, load: Load) -> None:
+    def _arrived(self, load: PendingLoad) -> None:
         life = self.state.life
         if life is None or not life.up:
             return
@@ -304,7 +305,7 @@ class _Turn(Turn):
 
     def _on_ready(self, seconds: float) -> None:
         self._change_life(stage=LifeStage.RUNNING)
-        self._show(state=State.RUNNING, load_seconds=seconds, loaded=self.state.shown.to_load)
+        self._show(state=ServerState.RUNNING, load_seconds=seconds, loaded=self.state.shown.to_load)
         self._show(last_error="", last_error_reason="")
         self._happened("ready")
         self._change(idle_since=self.now)
@@ -322,9 +323,9 @@ class _Turn(Turn):
         if life.ending is not None:
             self._show_stopped(life.ending)
         elif self.state.shown.pid is None:
-            self._refused(error or ServerError("The image engine was given up."))
+            self._refused(error or ServerError("The image engine was stopped before it was ready."))
         else:
-            self._crashed(life, error or ServerError("The image engine was given up."))
+            self._crashed(life, error or ServerError("The image engine ended without an error."))
         for start in self.state.starts:
             if start.stage is StartStage.SELECTING:
                 self._selected()

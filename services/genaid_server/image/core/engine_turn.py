@@ -14,17 +14,17 @@ from genaid_server.image.core.engine_state import (
     LeaveRoom,
     Life,
     LifeStage,
-    Load,
     LoadStage,
     Note,
-    Start,
+    PendingLoad,
+    PendingStart,
     StartStage,
     Tell,
 )
 from genaid_server.image.core.settings import ImageModel
 from genaid_server.kit.errors import DomainError, InsufficientResourcesError
 from genaid_server.supervision.stop_reason import StopReason
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 
 
 class Turn:
@@ -45,7 +45,7 @@ class Turn:
         """Whether somebody waits for a life to run."""
         return bool(self.state.loads) or any(start.stage is StartStage.LOADING for start in self.state.starts)
 
-    def _runs(self, start: Start, model: ImageModel | None) -> bool:
+    def _runs(self, start: PendingStart, model: ImageModel | None) -> bool:
         """Whether the present life is what is started. `model` is the one that would be loaded, None if not known."""
         life = self.state.life
         if life is None or not life.up:
@@ -56,19 +56,19 @@ class Turn:
         same = life.settings.resolved(life.model.id) == start.settings.resolved(wanted)
         return same and (model is None or model == life.model)
 
-    def _load(self, ticket: int) -> Load | None:
+    def _load(self, ticket: int) -> PendingLoad | None:
         return next((load for load in self.state.loads if load.ticket == ticket), None)
 
     # --- the life
 
     def _begin_life(self, event: str) -> None:
-        crashed, number = self.state.shown.state is State.CRASHED, self.state.lives + 1
+        crashed, number = self.state.shown.state is ServerState.CRASHED, self.state.lives + 1
         wanted = [load.size for load in self.state.loads] or [self.state.wanted]
         size = max(wanted, key=lambda size: size.width * size.height)
         life = Life(number, self.state.settings, size)
         self._change(life=life, lives=number)
         self._show(
-            state=State.STARTING,
+            state=ServerState.STARTING,
             pid=None,
             started_at=None,
             loaded=0,
@@ -84,7 +84,7 @@ class Turn:
         self._leave_rooms()
         if self.state.life is not None and self.state.life.stage is not LifeStage.ENDING:
             self.effects.append(EndLife(self.state.life.number))
-            self._show(state=State.STOPPING)
+            self._show(state=ServerState.STOPPING)
         self._change_life(stage=LifeStage.ENDING, ending=ending)
 
     def _leave_rooms(self) -> None:
@@ -106,7 +106,7 @@ class Turn:
         self._fail(error)
 
     def _crashed(self, life: Life, error: DomainError) -> None:
-        self._show(state=State.CRASHED, pid=None, started_at=None)
+        self._show(state=ServerState.CRASHED, pid=None, started_at=None)
         self._show_error(error)
         self._change(stop_reason=StopReason.CRASHED)
         self._happened("crashed", error.message)
@@ -123,8 +123,8 @@ class Turn:
                 self._drop_load(load, error)
 
     def _show_stopped(self, ending: Ending, error: DomainError | None = None) -> None:
-        if self.state.shown.state is not State.STOPPED:
-            self._show(state=State.STOPPED, pid=None, started_at=None)
+        if self.state.shown.state is not ServerState.STOPPED:
+            self._show(state=ServerState.STOPPED, pid=None, started_at=None)
             if error is not None:
                 self._show_error(error)
             self._happened(ending.event, error.message if error else "")
@@ -135,7 +135,7 @@ class Turn:
 
     # --- who waits
 
-    def _serve(self, load: Load, life: Life) -> None:
+    def _serve(self, load: PendingLoad, life: Life) -> None:
         if life.size.covers(load.size):
             self._drop_load(load)
         else:
@@ -162,19 +162,19 @@ class Turn:
         if ticket != NOBODY:
             self.effects.append(Tell(ticket, error, self.state))
 
-    def _wait(self, start: Start, stage: StartStage) -> None:
+    def _wait(self, start: PendingStart, stage: StartStage) -> None:
         self._change(starts=(*self.state.starts, replace(start, stage=stage)))
 
-    def _drop_start(self, start: Start, error: DomainError | None = None) -> None:
+    def _drop_start(self, start: PendingStart, error: DomainError | None = None) -> None:
         self._change(starts=_without(self.state.starts, lambda each: each.ticket == start.ticket))
         self._tell(start.ticket, error)
 
-    def _replace_load(self, load: Load, **changes: object) -> Load:
+    def _replace_load(self, load: PendingLoad, **changes: object) -> PendingLoad:
         changed = replace(load, **changes)  # type: ignore[arg-type]
         self._change(loads=tuple(changed if each.ticket == load.ticket else each for each in self.state.loads))
         return changed
 
-    def _drop_load(self, load: Load, error: DomainError | None = None) -> None:
+    def _drop_load(self, load: PendingLoad, error: DomainError | None = None) -> None:
         """It waits no more: who has left is told so, else who waits."""
         self._change(loads=_without(self.state.loads, lambda each: each.ticket == load.ticket))
         if load.left:

@@ -8,7 +8,7 @@ from genaid_server.image.core.progress import Progress
 from genaid_server.image.core.spec import GenerationSpec
 
 
-class State(Enum):
+class GenerationState(Enum):
     """Where a generation is in its life."""
 
     PENDING = auto()
@@ -20,7 +20,7 @@ class State(Enum):
     @property
     def terminal(self) -> bool:
         """Whether nothing comes after it."""
-        return self in (State.COMPLETE, State.ERROR, State.CANCELLED)
+        return self in (GenerationState.COMPLETE, GenerationState.ERROR, GenerationState.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Generation:
     model_id: str
     created_at: float
     updated_at: float
-    state: State = State.PENDING
+    state: GenerationState = GenerationState.PENDING
     progress: Progress | None = None
     images: tuple[ImageInfo, ...] = ()
     failure: Failure | None = None

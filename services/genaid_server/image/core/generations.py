@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from genaid_server.image.core.drawing import Assumption, Drawing
-from genaid_server.image.core.engine import Engine, EngineInfo
-from genaid_server.image.core.generation import Failure, Generation, ImageInfo, Limits, State
+from genaid_server.image.core.engine import EngineInfo, ImageEngine
+from genaid_server.image.core.generation import Failure, Generation, GenerationState, ImageInfo, Limits
 from genaid_server.image.core.process import ImageEvent
 from genaid_server.image.core.progress import Calibration, Progress
 from genaid_server.image.core.settings import ImageModel
@@ -80,7 +80,7 @@ class Generations:
     """
 
     def __init__(
-        self, engine: Engine, calibration: Calibration, limits: Limits, now: Callable[[], float] = time.time
+        self, engine: ImageEngine, calibration: Calibration, limits: Limits, now: Callable[[], float] = time.time
     ) -> None:
         self._engine, self._calibration, self._limits, self._now = engine, calibration, limits, now
         self._entries: dict[str, Kept] = {}
@@ -175,7 +175,7 @@ class Generations:
         entry = self._entry(identity)
         if not entry.now.state.terminal:
             await self._cancel(entry)
-        if entry.now.state is not State.CANCELLED:
+        if entry.now.state is not GenerationState.CANCELLED:
             raise AlreadyTerminalError(
                 f"Generation {identity} is already {entry.now.state.name.lower()}", state=entry.now.state.name.lower()
             )
@@ -208,7 +208,7 @@ class Generations:
     def _cancel_everything(self) -> list[Kept]:
         """Begin to cancel what is not finished; returns what takes a while."""
         while self._waiting:
-            self._finish(self._waiting.popleft(), State.CANCELLED)
+            self._finish(self._waiting.popleft(), GenerationState.CANCELLED)
         if self._running is None:
             return []
         self._cancel_task(self._running)
@@ -254,7 +254,7 @@ class Generations:
     async def _cancel(self, entry: Kept) -> None:
         if entry in self._waiting:
             self._waiting.remove(entry)
-            self._finish(entry, State.CANCELLED)
+            self._finish(entry, GenerationState.CANCELLED)
             self._take_turns()
         else:
             self._cancel_task(entry)
@@ -277,10 +277,12 @@ class Generations:
         )
         try:
             assumed = Assumption(entry.now.model_id, self._engine.settings.variant, entry.fresh)
-            self._update(entry, state=State.IN_PROGRESS)
+            self._update(entry, state=GenerationState.IN_PROGRESS)
             await drawing.draw(assumed, lambda images: self._complete(entry, images, time.monotonic() - began))
         except DomainError as error:
-            self._finish(entry, State.ERROR, progress=None, failure=Failure(error.reason, error.message, error.facts))
+            self._finish(
+                entry, GenerationState.ERROR, progress=None, failure=Failure(error.reason, error.message, error.facts)
+            )
 
     def _turn_over(self, entry: Kept, task: asyncio.Task[None]) -> None:
         """Settle what the turn left open and give the engine to the next one.
@@ -288,10 +290,10 @@ class Generations:
         A task that is cancelled before its first step never runs at all, so this can't be a `finally` in it.
         """
         if task.cancelled():
-            self._finish(entry, State.CANCELLED, progress=None)
+            self._finish(entry, GenerationState.CANCELLED, progress=None)
         elif error := task.exception():
             log.error("generation %s failed unexpectedly", entry.now.id, exc_info=error)
-            self._finish(entry, State.ERROR, progress=None, failure=Failure("SERVER_ERROR", "Internal error"))
+            self._finish(entry, GenerationState.ERROR, progress=None, failure=Failure("SERVER_ERROR", "Internal error"))
         self._running = None
         self._take_turns()
         entry.done.set()
@@ -319,7 +321,7 @@ class Generations:
         )
         last = entry.now.progress
         progress = replace(last, percentage=100.0) if last else None
-        self._finish(entry, State.COMPLETE, images=infos, seconds=seconds, progress=progress)
+        self._finish(entry, GenerationState.COMPLETE, images=infos, seconds=seconds, progress=progress)
         self._make_room(entry)
 
     def _make_room(self, newest: Kept) -> None:
@@ -339,6 +341,6 @@ class Generations:
         if changed != entry.now and not entry.now.state.terminal:
             entry.snapshot.set(replace(changed, updated_at=self._now()))
 
-    def _finish(self, entry: Kept, state: State, **changes: object) -> None:
+    def _finish(self, entry: Kept, state: GenerationState, **changes: object) -> None:
         self._update(entry, state=state, queue_position=0, expires_at=self._now() + self._limits.result_ttl, **changes)
         entry.snapshot.close()

@@ -22,34 +22,34 @@ class LeaseState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class ImageSize:
     """The size of an image in pixels. Both 0: no image."""
 
     width: int
     height: int
 
-    def covers(self, other: "Size") -> bool:
+    def covers(self, other: "ImageSize") -> bool:
         """Whether the memory for an image of this size does for the other: it follows from the number of pixels."""
         return other.width * other.height <= self.width * self.height
 
 
-SMALLEST: Final = Size(64, 64)
+SMALLEST: Final = ImageSize(64, 64)
 """What a model is loaded for that nobody wants an image of yet."""
-NO_IMAGE: Final = Size(0, 0)
+NO_IMAGE: Final = ImageSize(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class EngineNeed:
     """What the engine is to do: images up to a size, with a model; the default one where `model_id` is empty."""
 
     model_id: str
     variant: str
     options: EngineOptions
-    size: Size
+    size: ImageSize
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ImagePlacement:
     """How the engine is to use its memory. `max_vram_bytes` 0 is no limit; `reason` is empty where it is the fastest
     way."""
 
@@ -80,7 +80,7 @@ class Lease:
     model: ImageModel
     reason: str = ""
     reclaim_after: float = 0.0
-    placement: Placement = Placement()
+    placement: ImagePlacement = ImagePlacement()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +102,20 @@ class LeaseClient(Protocol):
         be meant; ManagerAwayError, ServerError.
         """
 
-    async def prospect(self, need: Need) -> Prospect:
+    async def prospect(self, need: EngineNeed) -> Prospect:
         """What would happen if a lease were asked for now.
 
         Raises InsufficientResourcesError where it never could be granted, and else what `resolve` raises.
         """
 
-    def hold(self, tenant_id: str, need: Need, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
+    def hold(self, tenant_id: str, need: EngineNeed, *, resident: bool = False) -> AsyncGenerator[Lease, None]:
         """A lease as it is, then after each change, for as long as it is iterated.
 
         `resident` says that the engine has the memory already. It ends when another lease of the same tenant takes
         its place. Raises ManagerAwayError; InsufficientResourcesError and other DomainErrors where it is refused.
         """
 
-    async def report_use(self, lease_id: str, size: Size, peak_ram_bytes: int) -> None:
+    async def report_use(self, lease_id: str, size: ImageSize, peak_ram_bytes: int) -> None:
         """Tell that a use of the engine has ended just now, what was made, and what it took; 0 where unknown.
 
         Raises DomainError.

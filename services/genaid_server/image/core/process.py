@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from genaid_server.image.core.settings import WHOLE, EngineConfig
+from genaid_server.image.core.settings import WHOLE, ImageEngineConfig
 from genaid_server.image.core.spec import GenerationSpec
 from genaid_server.kit.errors import BackendError
 from genaid_server.supervision import frames
@@ -60,7 +60,7 @@ class EngineProcess:
     (the block of `engine_process` is its close).
     """
 
-    def __init__(self, config: EngineConfig, logbook: Logbook, report: Report) -> None:
+    def __init__(self, config: ImageEngineConfig, logbook: Logbook, report: Report) -> None:
         self._config, self._logbook, self._report = config, logbook, report
         self._frames, self._stderr = frames.FrameReader(), LineSplitter()
         self._child: Child | None = None
@@ -72,7 +72,7 @@ class EngineProcess:
         self._broken = ""
 
     @property
-    def config(self) -> EngineConfig:
+    def config(self) -> ImageEngineConfig:
         """What it was started with."""
         return self._config
 
@@ -229,7 +229,7 @@ class EngineProcess:
 
 @asynccontextmanager
 async def engine_process(
-    config: EngineConfig, report: Report, logbook: Logbook, command: Sequence[str] = ()
+    config: ImageEngineConfig, report: Report, logbook: Logbook, command: Sequence[str] = ()
 ) -> AsyncIterator[EngineProcess]:
     """Start an engine child that loads the model; it is dead when the block ends.
 

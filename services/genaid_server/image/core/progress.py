@@ -143,7 +143,7 @@ def _filled(measured: Timings, guess: Timings) -> Timings:
 def _timings(value: dict[str, float]) -> Timings:
     timings = Timings(**{name: float(number) for name, number in value.items()})
     if not all(math.isfinite(number) and number >= 0 for number in asdict(timings).values()):
-        raise ValueError("a time that is no time")
+        raise ValueError("a time that is not a finite number")
     return timings
 
 

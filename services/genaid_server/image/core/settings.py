@@ -56,7 +56,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class EngineConfig:
+class ImageEngineConfig:
     """What one life of the engine needs to know: the model with its files, and how to compute."""
 
     model: ImageModel

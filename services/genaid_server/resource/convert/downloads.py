@@ -4,12 +4,12 @@ from genaid.resource.v1 import downloads_pb2, models_pb2
 from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.convert.models import COMPONENTS, TYPES, model_to_pb, type_from_pb
-from genaid_server.resource.core.downloads.download import Download, DownloadSpec, FileProgress, Phase
+from genaid_server.resource.core.downloads.download import Download, DownloadPhase, DownloadSpec, FileProgress
 from genaid_server.resource.core.downloads.remote import HubFile, Item
 from genaid_server.resource.core.store.model import Component, Model
 
 _COMPONENTS_BACK: dict[int, Component] = {number: each for each, number in COMPONENTS.items()}
-_PHASES = {phase: downloads_pb2.DownloadPhase.Value(f"DOWNLOAD_PHASE_{phase.name}") for phase in Phase}
+_PHASES = {phase: downloads_pb2.DownloadPhase.Value(f"DOWNLOAD_PHASE_{phase.name}") for phase in DownloadPhase}
 
 
 def spec_from_pb(spec: downloads_pb2.DownloadSpec) -> DownloadSpec:

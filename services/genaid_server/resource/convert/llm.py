@@ -6,7 +6,7 @@ from genaid_server.common.times import duration_to_pb, time_to_pb
 from genaid_server.resource.convert.system import FIELDS, config_to_pb, wishes_from_pb
 from genaid_server.resource.core.llm.config import LlmRequest, Serving
 from genaid_server.resource.core.llm.info import LlmInfo
-from genaid_server.supervision.supervisor import State
+from genaid_server.supervision.supervisor import ServerState
 
 
 def request_from_pb(request: llm_pb2.StartLlmRequest, default_port: int) -> LlmRequest:
@@ -65,6 +65,6 @@ def serving_to_pb(serving: Serving) -> llm_pb2.LlmServing:
 
 def _load_percentage(info: LlmInfo) -> float:
     life = info.life
-    if life.state is State.RUNNING:
+    if life.state is ServerState.RUNNING:
         return 100.0
-    return 100.0 * life.loaded / life.to_load if life.state is State.STARTING and life.to_load else 0.0
+    return 100.0 * life.loaded / life.to_load if life.state is ServerState.STARTING and life.to_load else 0.0

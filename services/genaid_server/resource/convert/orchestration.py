@@ -8,16 +8,16 @@ from genaid_server.resource.convert.system import config_to_pb
 from genaid_server.resource.core.fitting.footprint import MemoryKind
 from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE
 from genaid_server.resource.core.leases.images import ImageLeaseRequest
-from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, Placement, State
-from genaid_server.resource.core.leases.plan import Departure, Kind, Plan
+from genaid_server.resource.core.leases.lease import ImagePlacement, Lease, LeaseRequest, LeaseState
+from genaid_server.resource.core.leases.plan import Departure, Plan, TenantKind
 from genaid_server.resource.core.leases.ways import CPU, ImageNeed
-from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
+from genaid_server.resource.core.llm.offloaded import OffloadedLlm, OffloadPhase
 from genaid_server.resource.core.store.model import Model
 
 _MEMORY_KINDS = {each: orchestration_pb2.MemoryKind.Value(f"MEMORY_KIND_{each.name}") for each in MemoryKind}
-_TENANT_KINDS = {each: orchestration_pb2.TenantKind.Value(f"TENANT_KIND_{each.name}") for each in Kind}
-_STATES = {each: orchestration_pb2.LeaseState.Value(f"LEASE_STATE_{each.name}") for each in State}
-_PHASES = {each: orchestration_pb2.OffloadedLlm.Phase.Value(f"PHASE_{each.name}") for each in Phase}
+_TENANT_KINDS = {each: orchestration_pb2.TenantKind.Value(f"TENANT_KIND_{each.name}") for each in TenantKind}
+_STATES = {each: orchestration_pb2.LeaseState.Value(f"LEASE_STATE_{each.name}") for each in LeaseState}
+_PHASES = {each: orchestration_pb2.OffloadedLlm.Phase.Value(f"PHASE_{each.name}") for each in OffloadPhase}
 
 
 def need_from_pb(need: orchestration_pb2.ImageNeed) -> ImageNeed:
@@ -48,7 +48,7 @@ def _model_of(request: LeaseRequest) -> orchestration_pb2.ImageModel | None:
 def lease_to_pb(lease: Lease) -> orchestration_pb2.Lease:
     """A lease, for its holder and for lists."""
     request = lease.request
-    placement = request.placement if lease.state is not State.WAITING else None
+    placement = request.placement if lease.state is not LeaseState.WAITING else None
     return orchestration_pb2.Lease(
         id=lease.id,
         tenant_id=request.tenant_id,
@@ -71,7 +71,7 @@ def plan_to_pb(request: LeaseRequest, plan: Plan) -> orchestration_pb2.PlanImage
     placement = request.placement
     words = [plan.explanation, placement.reason if placement else ""]
     return orchestration_pb2.PlanImageGenerationResponse(
-        would_need_offload=any(departure.tenant.kind is Kind.LLM for departure in plan.departures),
+        would_need_offload=any(departure.tenant.kind is TenantKind.LLM for departure in plan.departures),
         possible=plan.possible,
         bottleneck=_MEMORY_KINDS[plan.bottleneck],
         required_bytes=plan.required,
@@ -106,7 +106,7 @@ def offloaded_to_pb(llm: OffloadedLlm) -> orchestration_pb2.OffloadedLlm:
     )
 
 
-def _placement_to_pb(placement: Placement) -> orchestration_pb2.ImagePlacement:
+def _placement_to_pb(placement: ImagePlacement) -> orchestration_pb2.ImagePlacement:
     return orchestration_pb2.ImagePlacement(
         offload_to_cpu=placement.offload_to_cpu,
         vae_tiling=placement.vae_tiling,

@@ -5,15 +5,15 @@ from genaid_server.common.times import time_to_pb
 from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.fitting.advisor import Capabilities
 from genaid_server.resource.core.fitting.capacity import Budgets
-from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.footprint import Footprint, MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import CacheType
-from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes, Placement, Recommendation
+from genaid_server.resource.core.fitting.plan import Fit, LayerPlacement, LlmOptions, LlmWishes, Recommendation
 from genaid_server.resource.core.system.facts import EngineMemory, Gpu, GpuMemory, Hardware, Memory, Ram, Vendor
 
 _VENDORS = {each: system_pb2.GpuVendor.Value(f"GPU_VENDOR_{each.name}") for each in Vendor}
 _CACHE_TYPES = {each: system_pb2.CacheType.Value(f"CACHE_TYPE_{each.name}") for each in CacheType}
 _CACHE_TYPES_BACK: dict[int, CacheType] = {number: each for each, number in _CACHE_TYPES.items()}
-_PLACEMENTS = {each: system_pb2.Placement.Value(f"PLACEMENT_{each.name}") for each in Placement}
+_PLACEMENTS = {each: system_pb2.Placement.Value(f"PLACEMENT_{each.name}") for each in LayerPlacement}
 
 
 def capabilities_to_pb(found: Capabilities, budgets: Budgets) -> system_pb2.SystemCapabilities:
@@ -79,7 +79,7 @@ def wishes_from_pb(config: system_pb2.LlmConfig) -> LlmWishes:
     )
 
 
-def config_to_pb(config: LlmConfig) -> system_pb2.LlmConfig:
+def config_to_pb(config: LlmOptions) -> system_pb2.LlmConfig:
     """A complete configuration, for callers."""
     return system_pb2.LlmConfig(
         threads=config.threads,
@@ -175,7 +175,7 @@ def _engine_memory_to_pb(engine: EngineMemory) -> system_pb2.EngineMemory:
     )
 
 
-def _need_to_pb(need: Need) -> system_pb2.MemoryNeed:
+def _need_to_pb(need: MemoryNeed) -> system_pb2.MemoryNeed:
     return system_pb2.MemoryNeed(ram=_footprint_to_pb(need.ram), vram=_footprint_to_pb(need.vram), exact=need.exact)
 
 

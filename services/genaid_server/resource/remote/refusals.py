@@ -24,7 +24,7 @@ _STATUSES: Final[Mapping[int, str]] = {
     404: "does not exist: check the address.",
     407: "is behind a proxy that asks for credentials: check the proxy's address.",
     410: "does not exist any more.",
-    429: "is asked for too often, by the judgement of its origin.",
+    429: "was asked for too often: its server limits requests. Try again later.",
 }
 
 

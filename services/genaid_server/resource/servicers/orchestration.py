@@ -10,9 +10,9 @@ from genaid_server.resource.convert import orchestration as convert
 from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.fitting.wishes import check_size
 from genaid_server.resource.core.leases.images import ImageNeeds
-from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
+from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, LeaseState
 from genaid_server.resource.core.leases.leases import Leases
-from genaid_server.resource.core.leases.plan import Kind
+from genaid_server.resource.core.leases.plan import TenantKind
 from genaid_server.resource.core.llm.engine import LlmEngine
 from genaid_server.resource.servicers.context import Context
 from genaid_server.resource.servicers.llm_engines import engine_meant
@@ -62,11 +62,11 @@ class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer)
         """A lease, for as long as the stream lasts."""
         need = convert.need_from_pb(request.need)
         asked = await self._needs.request(request.tenant_id, need, resident=request.resident)
-        async with self._leases.hold(asked) as tenancy:
-            async for lease in tenancy.lease.watch():
+        async with self._leases.hold(asked) as held:
+            async for lease in held.lease.watch():
                 yield orchestration_pb2.HoldLeaseResponse(lease=convert.lease_to_pb(lease))
-            tenancy.raise_if_refused()
-            if _is_there(self._leases.present(), tenancy.lease.value.id):  # and no other has taken its place
+            held.raise_if_refused()
+            if _is_there(self._leases.present(), held.lease.value.id):  # and no other has taken its place
                 raise ServerError("The resource manager is shutting down.")
 
     async def ReportLeaseUse(  # noqa: N802
@@ -85,7 +85,7 @@ class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer)
         self, request: orchestration_pb2.ListLeasesRequest, context: Context
     ) -> orchestration_pb2.ListLeasesResponse:
         """A page of leases."""
-        total = (await self._leases.room()).total
+        total = (await self._leases.available()).total
         messages: dict[str, orchestration_pb2.Lease] = {}
 
         def weigh(lease: Lease) -> int:
@@ -107,7 +107,7 @@ class OrchestrationServicer(orchestration_pb2_grpc.OrchestrationServiceServicer)
 
 def _holder(leases: Iterable[Lease], asked: LeaseRequest) -> str:
     """The engine that would make the image: it need not make room for itself."""
-    images = [lease.request for lease in leases if lease.request.kind is Kind.IMAGE]
+    images = [lease.request for lease in leases if lease.request.kind is TenantKind.IMAGE]
     with_model = [request for request in images if request.model_id == asked.model_id]
     return next((request.tenant_id for request in (*with_model, *images)), asked.tenant_id)
 
@@ -117,7 +117,7 @@ def _is_there(leases: Iterable[Lease], lease_id: str) -> bool:
 
 
 def _granted(leases: Iterable[Lease]) -> Amount:
-    return sum((lease.request.amount for lease in leases if lease.state is not State.WAITING), Amount())
+    return sum((lease.request.amount for lease in leases if lease.state is not LeaseState.WAITING), Amount())
 
 
 def _order(lease: Lease) -> str:

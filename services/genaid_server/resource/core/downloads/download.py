@@ -9,7 +9,7 @@ from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.store.model import Component
 
 
-class Phase(StrEnum):
+class DownloadPhase(StrEnum):
     """Where a download is."""
 
     QUEUED = "queued"
@@ -23,7 +23,7 @@ class Phase(StrEnum):
     @property
     def terminal(self) -> bool:
         """Whether nothing will change any more."""
-        return self in (Phase.INSTALLED, Phase.FAILED, Phase.CANCELLED)
+        return self in (DownloadPhase.INSTALLED, DownloadPhase.FAILED, DownloadPhase.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Download:
 
     id: str
     spec: DownloadSpec
-    phase: Phase
+    phase: DownloadPhase
     created_at: float
     updated_at: float
     bytes_done: int = 0

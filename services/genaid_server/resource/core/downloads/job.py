@@ -13,7 +13,7 @@ from genaid_server.kit.errors import DomainError
 from genaid_server.kit.tasks import to_the_end
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.downloads.disk_space import require_space, writing
-from genaid_server.resource.core.downloads.download import Download, DownloadFailure, DownloadLimits, Phase
+from genaid_server.resource.core.downloads.download import Download, DownloadFailure, DownloadLimits, DownloadPhase
 from genaid_server.resource.core.downloads.installed import expected_checksum, find_installed
 from genaid_server.resource.core.downloads.journal import FileRecord, Journal, Record
 from genaid_server.resource.core.downloads.periodic import every
@@ -150,23 +150,23 @@ class DownloadJob:
 
     async def end_cancelled(self) -> None:
         """Nobody wants it any more."""
-        await self._end(Phase.CANCELLED)
+        await self._end(DownloadPhase.CANCELLED)
 
     async def end_failed(self, error: DomainError) -> None:
         """It can't be done. What another try can use stays."""
         failure = DownloadFailure(error.reason, error.message, dict(error.facts))
         curable = error.reason in _CURABLE or error.facts.get("field") in _CURABLE_FIELDS
-        await self._end(Phase.FAILED, failure=failure, keep_bytes=curable)
+        await self._end(DownloadPhase.FAILED, failure=failure, keep_bytes=curable)
 
     async def _end_installed(self, model_id: str) -> None:
         models = [model for model in self._context.store.list() if model.id == model_id]
         sizes = {(file.component, file.shard): file.size_bytes for model in models for file in model.files}
         for count, file in zip(self._progress.counts, self._record.files, strict=True):
             count.set(sizes.get((file.item.component, file.shard), count.best))
-        await self._end(Phase.INSTALLED, model_id=model_id)
+        await self._end(DownloadPhase.INSTALLED, model_id=model_id)
 
     async def _end(
-        self, phase: Phase, *, failure: DownloadFailure | None = None, model_id: str = "", keep_bytes: bool = False
+        self, phase: DownloadPhase, failure: DownloadFailure | None = None, model_id: str = "", keep_bytes: bool = False
     ) -> None:
         self._problem = ""
         files = self._progress.with_best(self._record.files)
@@ -179,7 +179,7 @@ class DownloadJob:
             await self.save()
         except DomainError as error:
             log.warning("Can't write down that %s is %s: %s", self._record.id, self._record.phase, error.message)
-            if self._record.phase is Phase.CANCELLED:
+            if self._record.phase is DownloadPhase.CANCELLED:
                 await self.forget()  # it would go on when the service starts again; to remove a file needs no space
         if not keep_bytes:
             await asyncio.to_thread(self._discard)
@@ -200,7 +200,7 @@ class DownloadJob:
 
     async def _work(self) -> str:
         """Check, fetch and install; the model's id, or nothing where the store was found to have it already."""
-        await self._enter(Phase.CHECKING)
+        await self._enter(DownloadPhase.CHECKING)
         if not self._record.checked:
             for index in range(len(self._record.files)):
                 await self._ask_source(index)
@@ -212,9 +212,9 @@ class DownloadJob:
             await self.save()
         await self._reserve_space()
         while True:
-            await self._enter(Phase.DOWNLOADING)
+            await self._enter(DownloadPhase.DOWNLOADING)
             await self._fetch_all()
-            await self._enter(Phase.VERIFYING)
+            await self._enter(DownloadPhase.VERIFYING)
             if self._all_there():  # still: what the store has can be deleted at any moment
                 try:
                     return await self._install()
@@ -293,7 +293,7 @@ class DownloadJob:
         )
         checksum = await transfer.run()
         if len(self._record.files) == 1:
-            await self._enter(Phase.VERIFYING)
+            await self._enter(DownloadPhase.VERIFYING)
         if expected and checksum != expected:
             await self._drop(index)
             raise wrong_checksum(resolved.name, expected, checksum, "it has")
@@ -354,7 +354,7 @@ class DownloadJob:
 
     # --- the record
 
-    async def _enter(self, phase: Phase) -> None:
+    async def _enter(self, phase: DownloadPhase) -> None:
         if phase is not self._record.phase:
             self._set(phase=phase)
             await self.save()

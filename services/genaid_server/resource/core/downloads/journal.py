@@ -17,7 +17,7 @@ from typing import Final
 
 from genaid_server.kit.files import write_atomic
 from genaid_server.kit.shapes import Shape
-from genaid_server.resource.core.downloads.download import DownloadFailure, DownloadSpec, Phase
+from genaid_server.resource.core.downloads.download import DownloadFailure, DownloadPhase, DownloadSpec
 from genaid_server.resource.core.downloads.remote import Item, Resolved
 from genaid_server.resource.core.downloads.transfer import Version
 from genaid_server.resource.core.formats.kinds import ModelType
@@ -71,7 +71,7 @@ class Record:
     id: str
     spec: DownloadSpec
     files: tuple[FileRecord, ...]
-    phase: Phase
+    phase: DownloadPhase
     created_at: float
     updated_at: float
     checked: bool = False
@@ -141,7 +141,10 @@ class Journal:
                 self.forget(download_id)
         kept = tuple(record for record in records if record.id not in expired)
         for record in kept:
-            if record.phase in (Phase.INSTALLED, Phase.CANCELLED):  # and was killed before it had tidied up
+            if record.phase in (
+                DownloadPhase.INSTALLED,
+                DownloadPhase.CANCELLED,
+            ):  # and was killed before it had tidied up
                 with _logged(f"what {record.id} has fetched"):
                     self.discard_bytes(record.id)
         return kept

@@ -29,9 +29,9 @@ from genaid_server.resource.core.downloads.download import (
     Download,
     DownloadFailure,
     DownloadLimits,
+    DownloadPhase,
     DownloadSpec,
     FileProgress,
-    Phase,
 )
 from genaid_server.resource.core.downloads.installed import expected_checksum, find_installed
 from genaid_server.resource.core.downloads.job import DownloadJob, JobContext
@@ -49,11 +49,11 @@ __all__ = [
     "Download",
     "DownloadFailure",
     "DownloadLimits",
+    "DownloadPhase",
     "DownloadSpec",
     "Downloads",
     "FileProgress",
     "Pauses",
-    "Phase",
 ]
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Downloads:
             await asyncio.wait([task])
         if not job.record.phase.terminal:
             raise ServerError("The service is shutting down; the download goes on when it is started again.")
-        if job.record.phase is not Phase.CANCELLED:
+        if job.record.phase is not DownloadPhase.CANCELLED:
             raise AlreadyTerminalError(f"The download has ended: it is {job.record.phase}.", id=download_id)
         return job.snapshot.value
 
@@ -174,7 +174,7 @@ class Downloads:
     def _job(self, download_id: str) -> DownloadJob:
         if job := self._jobs.get(download_id):
             return job
-        raise NotFoundError(f"No download {download_id[:32]!r} is known.", id=download_id[:32])
+        raise NotFoundError(f"There is no download {download_id[:32]!r}.", id=download_id[:32])
 
     async def _accepted(self, job: DownloadJob) -> Download:
         await job.accepted.wait()
@@ -188,7 +188,7 @@ class Downloads:
         for job in reversed(self._jobs.values()):
             record = job.record
             if record.phase.terminal:
-                fits = model is not None and record.phase is Phase.INSTALLED and record.model_id == model.id
+                fits = model is not None and record.phase is DownloadPhase.INSTALLED and record.model_id == model.id
             else:
                 fits = not job.cancel_wanted and spec.model_id in ("", record.spec.model_id)
             if fits and _sources(record.files) == _sources(files) and _agree(record.files, files):
@@ -207,7 +207,7 @@ class Downloads:
             id=secrets.token_hex(8),
             spec=spec,
             files=_reused(earlier.record.files, files) if earlier else files,
-            phase=Phase.QUEUED,
+            phase=DownloadPhase.QUEUED,
             created_at=now,
             updated_at=now,
             request_ids=(request_id,) if request_id else (),
@@ -313,7 +313,9 @@ class Downloads:
     def _load(self) -> tuple[Record, ...]:
         with on_disk("open", "the downloads"):
             records = self._journal.load()
-        return tuple(record if record.phase.terminal else replace(record, phase=Phase.QUEUED) for record in records)
+        return tuple(
+            record if record.phase.terminal else replace(record, phase=DownloadPhase.QUEUED) for record in records
+        )
 
     async def _close(self) -> None:
         self._open = False
@@ -344,7 +346,7 @@ def _agree(have: Sequence[FileRecord], wanted: Sequence[FileRecord]) -> bool:
 
 
 def _has_failed_at(job: DownloadJob, files: Sequence[FileRecord]) -> bool:
-    return job.record.phase is Phase.FAILED and _sources(job.record.files) == _sources(files)
+    return job.record.phase is DownloadPhase.FAILED and _sources(job.record.files) == _sources(files)
 
 
 def _reused(have: Sequence[FileRecord], wanted: Sequence[FileRecord]) -> tuple[FileRecord, ...]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from genaid_server.resource.core.downloads.download import Download, FileProgress, Phase
+from genaid_server.resource.core.downloads.download import Download, DownloadPhase, FileProgress
 from genaid_server.resource.core.downloads.journal import FileRecord, Journal, Record
 from genaid_server.resource.core.downloads.spec import source_name
 from genaid_server.resource.core.downloads.speed import Speedometer
@@ -52,7 +52,7 @@ class DownloadProgress:
         """The download as others see it now."""
         totals = [self._total(file, index) for index, file in enumerate(record.files)]
         total = sum(each for each in totals if each is not None) if None not in totals else None
-        speed = self._speed.measure(time.monotonic()) if record.phase is Phase.DOWNLOADING else 0.0
+        speed = self._speed.measure(time.monotonic()) if record.phase is DownloadPhase.DOWNLOADING else 0.0
         missing = sum(self.missing(file, index) for index, file in enumerate(record.files))
         return Download(
             id=record.id,

@@ -94,13 +94,13 @@ async def _parse(pieces: "_Pieces", source: "_BridgedSource", form: ModelFormat)
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class _RangeRequest:
     offset: int
     length: int
     reply: Future[bytes]
 
 
-async def _answer(pieces: "_Pieces", request: _Request) -> None:
+async def _answer(pieces: "_Pieces", request: _RangeRequest) -> None:
     try:
         request.reply.set_result(await pieces.read(request.offset, request.length))
     except RemoteError as error:
@@ -111,14 +111,14 @@ async def _answer(pieces: "_Pieces", request: _Request) -> None:
 
 
 def _given_up() -> RemoteError:
-    return RemoteError("The header's reading was given up.", permanent=False)
+    return RemoteError("Reading the header was cancelled.", permanent=False)
 
 
 class _BridgedSource:
     """A Source whose reads, in the parser's thread, wait for what the event loop fetches."""
 
     def __init__(self, size: int) -> None:
-        self.requests: asyncio.Queue[_Request | None] = asyncio.Queue()
+        self.requests: asyncio.Queue[_RangeRequest | None] = asyncio.Queue()
         self._size, self._loop = size, asyncio.get_running_loop()
         self._lock, self._given_up = threading.Lock(), False
 
@@ -129,7 +129,7 @@ class _BridgedSource:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset` on, fewer where the file ends. Raises RemoteError."""
-        request = _Request(offset, max(0, min(length, self._size - offset)), Future())
+        request = _RangeRequest(offset, max(0, min(length, self._size - offset)), Future())
         if not request.length:
             return b""
         with self._lock:

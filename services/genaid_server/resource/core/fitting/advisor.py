@@ -8,9 +8,10 @@ from genaid_server.kit.errors import InsufficientResourcesError, InvalidRequestE
 from genaid_server.resource.core.fitting import capacity, check, recommend
 from genaid_server.resource.core.fitting import system_recommendations as advice
 from genaid_server.resource.core.fitting.capacity import Budgets, Capacity
-from genaid_server.resource.core.fitting.footprint import Amount, Need
-from genaid_server.resource.core.fitting.model_shape import Pooling
+from genaid_server.resource.core.fitting.footprint import Amount, MemoryNeed
+from genaid_server.resource.core.fitting.model_shape import LlmShape, Pooling
 from genaid_server.resource.core.fitting.plan import Fit, LlmWishes, Recommendation
+from genaid_server.resource.core.fitting.search import LlmModel
 from genaid_server.resource.core.fitting.shape_cache import Shapes
 from genaid_server.resource.core.fitting.system_recommendations import Advice
 from genaid_server.resource.core.fitting.wishes import DEFAULT_EDGE, check_size, check_wishes
@@ -85,10 +86,8 @@ class Advisor:
         model = self._language_model(model_id)
         shape = await self._shapes.llm(model)
         check_wishes(wishes, shape)
-        hardware, room, _ = await self._rooms()
-        return recommend.recommend(
-            shape, model.size_bytes, model.layer_count, model.context_length, room, _cores(hardware), wishes
-        )
+        hardware, room, _ = await self._capacities()
+        return recommend.recommend(_llm_model(model, shape), room, _cores(hardware), wishes)
 
     async def choose(
         self, model_id: str, wishes: LlmWishes, engine_gpus: Callable[[], Awaitable[int]] | None = None
@@ -103,11 +102,11 @@ class Advisor:
         model = self._language_model(model_id)
         shape = await self._shapes.llm(model)
         check_wishes(wishes, shape)
-        hardware, room, whole = await self._rooms(empty=True)
+        hardware, room, whole = await self._capacities(empty=True)
         unusable = bool(room.vram and engine_gpus and not await engine_gpus())
         if unusable:
             room, whole = Capacity(room.ram), Capacity(whole.ram)
-        facts = (shape, model.size_bytes, model.layer_count, model.context_length, room, _cores(hardware))
+        facts = (_llm_model(model, shape), room, _cores(hardware))
         given = _chosen(lambda wanted: recommend.recommend(*facts, wanted), wishes, model.context_length)
         if not given.fits:  # with a margin; without one it may
             fit = check.check_llm(*facts, wishes, of_total=False, has_gpu=bool(hardware.gpus), total=whole)
@@ -136,12 +135,9 @@ class Advisor:
     async def _check_llm(self, model: Model, of_total: bool, wishes: LlmWishes) -> Fit:
         shape = await self._shapes.llm(model)
         check_wishes(wishes, shape)
-        hardware, free, whole = await self._rooms()
+        hardware, free, whole = await self._capacities()
         return check.check_llm(
-            shape,
-            model.size_bytes,
-            model.layer_count,
-            model.context_length,
+            _llm_model(model, shape),
             whole if of_total else free,
             _cores(hardware),
             wishes,
@@ -152,7 +148,7 @@ class Advisor:
 
     async def _check_diffusion(self, model: Model, of_total: bool, width: int, height: int) -> Fit:
         shape = await self._shapes.diffusion(model)
-        hardware, free, whole = await self._rooms()
+        hardware, free, whole = await self._capacities()
         return check.check_diffusion(
             shape,
             model.size_bytes,
@@ -164,13 +160,13 @@ class Advisor:
             total=None if of_total else whole,
         )
 
-    async def amount(self, need: Need) -> Amount:
+    async def amount(self, need: MemoryNeed) -> Amount:
         """What a lease for a need is for: where the GPU has no memory of its own, all of it is main memory."""
         hardware = await self._survey.lasting()
         unified = capacity.total(hardware, Ram(0, 0), self.budgets).unified
         return Amount(need.total) if unified else Amount(need.ram.total, need.vram.total)
 
-    async def _rooms(self, *, empty: bool = False) -> tuple[Hardware, Capacity, Capacity]:
+    async def _capacities(self, *, empty: bool = False) -> tuple[Hardware, Capacity, Capacity]:
         """What is free, and all that there is; `empty` is as if no engine of ours ran."""
         hardware = await (self._survey.lasting() if empty else self._survey.hardware())
         memory = await self._survey.memory()
@@ -230,6 +226,10 @@ def _emptied(memory: Memory) -> Memory:
         for gpu in memory.gpus
     )
     return replace(memory, ram=ram, gpus=gpus, engines=())
+
+
+def _llm_model(model: Model, shape: LlmShape | None) -> LlmModel:
+    return LlmModel(shape, model.size_bytes, model.layer_count, model.context_length)
 
 
 def _cores(hardware: Hardware) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from genaid_server.resource.core.fitting.footprint import Need
+from genaid_server.resource.core.fitting.footprint import MemoryNeed
 from genaid_server.resource.core.system.facts import Gpu, Hardware, Memory, Ram
 
 _GIB: Final = 2**30
@@ -44,15 +44,15 @@ class Capacity:
         """The largest so many entries together."""
         return sum(sorted(self.vram, reverse=True)[:gpus])
 
-    def ram_for(self, need: Need) -> int:
+    def ram_for(self, need: MemoryNeed) -> int:
         """What of main memory a need takes: all of it, where the GPU has none of its own."""
         return need.total if self.unified else need.ram.total
 
-    def holds(self, need: Need, gpus: int = 1) -> bool:
+    def holds(self, need: MemoryNeed, gpus: int = 1) -> bool:
         """Whether a need fits, spread over the largest so many GPUs."""
         return self.gpus_hold(need, gpus) and self.ram_for(need) <= self.ram
 
-    def gpus_hold(self, need: Need, gpus: int) -> bool:
+    def gpus_hold(self, need: MemoryNeed, gpus: int) -> bool:
         """Whether the largest so many GPUs have room for a need: together for all of it, and each for its own share of
         what every one of them takes besides weights and KV cache."""
         if not need.vram.total:

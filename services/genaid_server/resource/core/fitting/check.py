@@ -7,9 +7,9 @@ from typing import Final
 
 from genaid_server.resource.core.fitting import diffusion_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
-from genaid_server.resource.core.fitting.footprint import Need
-from genaid_server.resource.core.fitting.model_shape import DiffusionShape, LlmShape
-from genaid_server.resource.core.fitting.plan import Fit, LlmConfig, LlmWishes
+from genaid_server.resource.core.fitting.footprint import MemoryNeed
+from genaid_server.resource.core.fitting.model_shape import DiffusionShape
+from genaid_server.resource.core.fitting.plan import Fit, LlmOptions, LlmWishes
 from genaid_server.resource.core.fitting.recommend import trained_for
 from genaid_server.resource.core.fitting.search import LlmModel, Search
 from genaid_server.resource.core.fitting.sizes import pair, words
@@ -23,10 +23,7 @@ _FREED: Final = 8 * 2**30  # bytes that closing programs may well free, where no
 
 
 def check_llm(
-    shape: LlmShape | None,
-    size_bytes: int,
-    layer_count: int,
-    native_context: int,
+    model: LlmModel,
     capacity: Capacity,
     cores: int,
     wishes: LlmWishes,
@@ -41,12 +38,11 @@ def check_llm(
     `of_total` says that `capacity` is all that the machine has; where it is what is free now, `total` may be all of it.
     The wishes have been checked with `check_wishes`. The rest is as in `recommend`.
     """
-    model = LlmModel(shape, size_bytes, layer_count, native_context)
     search = Search(model, wishes, cores, capacity, capacity)
     # What is recommended fits with a margin; where there is such a configuration, both tell the same one.
     found = Search(model, wishes, cores, capacity.with_margin(), capacity).at_floor() or search.at_floor()
     if found:
-        warning = _slow(size_bytes, has_gpu)
+        warning = _slow(model.size, has_gpu)
         return _capped(_possible(found.need, capacity, capacity.vram_sum, warning, found.config), wishes)
     missing = search.shortage(search.floor)
     later = Search(model, wishes, cores, total, total).at_floor() is not None if total else None
@@ -54,7 +50,7 @@ def check_llm(
     return Fit(
         possible=False,
         reason=_reason(short),
-        suggestion=_suggestion(short, size_bytes, list(_changes(model, wishes, cores, capacity))),
+        suggestion=_suggestion(short, model.size, list(_changes(model, wishes, cores, capacity))),
         required=missing.required,
         available=missing.available,
         need=missing.closest.need,
@@ -109,7 +105,7 @@ class _Short:
 
 
 def _possible(
-    need: Need, capacity: Capacity, vram: int, warning: str, config: LlmConfig | None = None, faster: str = ""
+    need: MemoryNeed, capacity: Capacity, vram: int, warning: str, config: LlmOptions | None = None, faster: str = ""
 ) -> Fit:
     """The memory that decides is the one that is left with the smaller part."""
     ram = capacity.ram_for(need), capacity.ram
@@ -192,7 +188,7 @@ def _opened(wishes: LlmWishes) -> Iterator[tuple[str, LlmWishes]]:
         yield "experts_on_cpu", replace(wishes, experts_on_cpu=None)
 
 
-def _setting(field: str, config: LlmConfig) -> str:
+def _setting(field: str, config: LlmOptions) -> str:
     if field == "gpu_layers":
         return f"gpu_layers {config.gpu_layers}"
     if field == "parallel_requests":
@@ -206,7 +202,7 @@ def _setting(field: str, config: LlmConfig) -> str:
 
 def _ways(
     shape: DiffusionShape | None, size: int, width: int, height: int, capacity: Capacity, *, tiling: bool = False
-) -> list[tuple[Need, str]]:
+) -> list[tuple[MemoryNeed, str]]:
     """How images can be made, the fastest first, each with what it takes and a warning where it is slow."""
     if shape is None:
         return [(diffusion_memory.fallback(size, False), "")]
@@ -219,7 +215,7 @@ def _ways(
     why = f"it needs {needed} of GPU memory all at once, and there are {free}"
     return [
         (on_gpu, ""),
-        (offloaded, f"Weights have to wait in main memory for their turn on the GPU, which costs time: {why}."),
+        (offloaded, f"Weights have to stay in main memory and move to the GPU as needed, which costs time: {why}."),
         (in_ram, f"The processor has to compute it, which is slow: {why}."),
     ]
 

@@ -9,7 +9,7 @@ and the demo models, and what their processes were seen to take.
 from dataclasses import dataclass
 from typing import Final
 
-from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.footprint import Footprint, MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import Backbone, DiffusionShape
 
 FALLBACK_FACTOR: Final = 1.2
@@ -63,7 +63,7 @@ def need(
     offload_to_cpu: bool = False,
     clip_on_cpu: bool = False,
     vae_on_cpu: bool = False,
-) -> Need:
+) -> MemoryNeed:
     """What a model takes for one picture at its peak, beyond a process that has only imported the engine.
 
     With `offload_to_cpu` all weights stay in main memory, and those of the network that computes are also on the GPU.
@@ -81,13 +81,13 @@ def need(
         compute=max((stage.compute for stage in here), default=0) + _PICTURE * width * height,
         overhead=_PROCESS,
     )
-    return Need(ram, _on_gpu(there, offload_to_cpu=offload_to_cpu))
+    return MemoryNeed(ram, _on_gpu(there, offload_to_cpu=offload_to_cpu))
 
 
-def fallback(size_bytes: int, gpu: bool) -> Need:
+def fallback(size_bytes: int, gpu: bool) -> MemoryNeed:
     """What a model takes of which only the size of its files is known: on the GPU, if there is one."""
     guess = Footprint(weights=int(size_bytes * FALLBACK_FACTOR))
-    return Need(Footprint(), guess, exact=False) if gpu else Need(guess, exact=False)
+    return MemoryNeed(Footprint(), guess, exact=False) if gpu else MemoryNeed(guess, exact=False)
 
 
 def _on_gpu(stages: list[_Stage], *, offload_to_cpu: bool) -> Footprint:

@@ -47,7 +47,7 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class MemoryNeed:
     """What a model needs: in main memory, and on all GPUs together.
 
     `exact` says that the header was read; otherwise everything is the size of the files times 1.2, in `weights`.

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Final
 
-from genaid_server.resource.core.fitting.footprint import Footprint, Need
+from genaid_server.resource.core.fitting.footprint import Footprint, MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import CacheType, CacheWidth, LlmShape, Pooling
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 
 BATCH: Final = 512
 """Tokens of a prompt that are computed together: llama.cpp's ubatch."""
@@ -55,7 +55,7 @@ def batch(pooling: Pooling | None, context_size: int) -> int:
     return min(max(context_size, BATCH), LARGEST_BATCH)
 
 
-def need(shape: LlmShape, config: LlmConfig, *, gpus: int = 1) -> Need:
+def need(shape: LlmShape, config: LlmOptions, *, gpus: int = 1) -> MemoryNeed:
     """The memory that a model takes when it runs and all its contexts are full.
 
     `gpus` is over how many GPUs the layers are spread, where any of them are on GPUs: each has buffers of its own.
@@ -63,20 +63,20 @@ def need(shape: LlmShape, config: LlmConfig, *, gpus: int = 1) -> Need:
     count = len(shape.layers)
     on_gpu = min(max(config.gpu_layers, 0), count)
     ram = _main_memory(shape, config, on_gpu)
-    return Need(ram, _gpu_memory(shape, config, on_gpu, max(gpus, 1)) if on_gpu else Footprint())
+    return MemoryNeed(ram, _gpu_memory(shape, config, on_gpu, max(gpus, 1)) if on_gpu else Footprint())
 
 
-def fallback(size_bytes: int, gpu_share: float) -> Need:
+def fallback(size_bytes: int, gpu_share: float) -> MemoryNeed:
     """The memory of a model whose header doesn't tell, by the size of its files.
 
     `gpu_share` is the part of its layers that is on GPUs, from 0 to 1.
     """
     whole = int(size_bytes * FALLBACK_FACTOR)
     moved = int(whole * min(max(gpu_share, 0.0), 1.0))
-    return Need(Footprint(weights=whole - moved), Footprint(weights=moved), exact=False)
+    return MemoryNeed(Footprint(weights=whole - moved), Footprint(weights=moved), exact=False)
 
 
-def _main_memory(shape: LlmShape, config: LlmConfig, on_gpu: int) -> Footprint:
+def _main_memory(shape: LlmShape, config: LlmOptions, on_gpu: int) -> Footprint:
     count = len(shape.layers)
     everything, moved = shape.last_layers[count], shape.last_layers[on_gpu]
     weights = shape.input_weights + everything.weights - moved.weights
@@ -94,13 +94,13 @@ def _main_memory(shape: LlmShape, config: LlmConfig, on_gpu: int) -> Footprint:
     )
 
 
-def _process(shape: LlmShape, config: LlmConfig) -> int:
+def _process(shape: LlmShape, config: LlmOptions) -> int:
     slot = _PROCESS_SLOT + _PROCESS_TOKEN * config.context_size + _PROCESS_CANDIDATE * shape.vocab_size
     model = _PROCESS_LAYER * len(shape.layers) + _PROCESS_VOCAB * shape.vocab_size
     return _PROCESS + model + config.parallel * slot
 
 
-def _gpu_memory(shape: LlmShape, config: LlmConfig, on_gpu: int, gpus: int) -> Footprint:
+def _gpu_memory(shape: LlmShape, config: LlmOptions, on_gpu: int, gpus: int) -> Footprint:
     moved = shape.last_layers[on_gpu]
     weights = moved.weights
     if on_gpu == len(shape.layers):
@@ -128,20 +128,20 @@ def _padded(tokens: int) -> int:
     return -(-tokens // PADDING) * PADDING
 
 
-def _cells(shape: LlmShape, config: LlmConfig, window: int) -> int:
+def _cells(shape: LlmShape, config: LlmOptions, window: int) -> int:
     """Cells of the KV cache of one slot. A window moves on only after a batch has been computed."""
     cells = _padded(config.context_size)
     return min(cells, _padded(window + _batch(shape, config))) if window else cells
 
 
-def _cache(shape: LlmShape, config: LlmConfig, last: int) -> int:
+def _cache(shape: LlmShape, config: LlmOptions, last: int) -> int:
     """The KV cache and recurrent state of the last layers, for all slots."""
     sums = shape.last_layers[last]
     one = sum(_cells(shape, config, cache.window) * _token(shape, config, cache) for cache in sums.caches)
     return config.parallel * (one + sums.state)
 
 
-def _token(shape: LlmShape, config: LlmConfig, cache: CacheWidth) -> int:
+def _token(shape: LlmShape, config: LlmOptions, cache: CacheWidth) -> int:
     """What one token takes in the KV cache of some layers."""
     values = cache.value_width
     if not config.flash_attention and values:
@@ -162,18 +162,18 @@ def _windows(shape: LlmShape) -> Iterable[int]:
     return [cache.window for cache in shape.last_layers[-1].caches]
 
 
-def _mask(shape: LlmShape, config: LlmConfig) -> int:
+def _mask(shape: LlmShape, config: LlmOptions) -> int:
     """The attention masks: which token of a batch may see which cells."""
     size = _HALF if config.flash_attention else _FLOAT
     return sum(_batch(shape, config) * _cells(shape, config, window) * size for window in _windows(shape))
 
 
-def _inputs(shape: LlmShape, config: LlmConfig) -> int:
+def _inputs(shape: LlmShape, config: LlmOptions) -> int:
     """What main memory holds where GPUs do all the computing: the masks and embeddings of a batch."""
     return _mask(shape, config) + _batch(shape, config) * shape.embedding_width * _FLOAT
 
 
-def _compute(shape: LlmShape, config: LlmConfig, *, on_cpu: bool) -> int:
+def _compute(shape: LlmShape, config: LlmOptions, *, on_cpu: bool) -> int:
     """The buffer that intermediate results share, for one batch, and what comes of it."""
     tokens, width = _batch(shape, config), shape.embedding_width
     feed_forward = 4 * shape.feed_forward_width + width
@@ -190,11 +190,11 @@ def _compute(shape: LlmShape, config: LlmConfig, *, on_cpu: bool) -> int:
     return _mask(shape, config) + activations + logits + _ALIGNED + (converted if on_cpu else 0)
 
 
-def _batch(shape: LlmShape, config: LlmConfig) -> int:
+def _batch(shape: LlmShape, config: LlmOptions) -> int:
     return batch(shape.pooling, config.context_size)
 
 
-def _outputs(shape: LlmShape, config: LlmConfig) -> int:
+def _outputs(shape: LlmShape, config: LlmOptions) -> int:
     """For how many tokens there are logits: one of each slot. The library has room for those of all tokens of a text
     that becomes a vector, and computes them as well where the model could chat."""
     if shape.pooling is None:
@@ -203,7 +203,7 @@ def _outputs(shape: LlmShape, config: LlmConfig) -> int:
     return (1 if encoder else 2) * _batch(shape, config)
 
 
-def _scores(shape: LlmShape, config: LlmConfig) -> int:
+def _scores(shape: LlmShape, config: LlmOptions) -> int:
     """What all heads think of all cells, for one batch: exists only without flash attention."""
     cells = max((_cells(shape, config, window) for window in _windows(shape)), default=0)
     return _batch(shape, config) * cells * shape.head_count * _FLOAT

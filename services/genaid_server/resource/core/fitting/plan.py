@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from genaid_server.resource.core.fitting.footprint import Need
+from genaid_server.resource.core.fitting.footprint import MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import CacheType
 
 
 @dataclass(frozen=True, slots=True)
-class LlmConfig:
+class LlmOptions:
     """How llama.cpp runs a model.
 
     `context_size` is in tokens for each of the `parallel` slots; `gpu_layers` is how many of the model's layers, the
@@ -40,7 +40,7 @@ class LlmWishes:
     experts_on_cpu: bool | None = None
 
 
-class Placement(StrEnum):
+class LayerPlacement(StrEnum):
     """Where a language model's layers are; the earlier, the faster."""
 
     FULL = "full"
@@ -63,8 +63,8 @@ class Fit:
     suggestion: str
     required: int
     available: int
-    need: Need
-    config: LlmConfig | None = None
+    need: MemoryNeed
+    config: LlmOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ class Recommendation:
     spread over.
     """
 
-    config: LlmConfig
-    placement: Placement
-    need: Need
+    config: LlmOptions
+    placement: LayerPlacement
+    need: MemoryNeed
     fits: bool
     context_reduced: bool = False
     reasons: dict[str, str] = field(default_factory=dict)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 from genaid_server.resource.core.fitting import system_recommendations as advice
 from genaid_server.resource.core.fitting.capacity import Capacity
-from genaid_server.resource.core.fitting.model_shape import CacheType, LlmShape
-from genaid_server.resource.core.fitting.plan import LlmWishes, Placement, Recommendation
+from genaid_server.resource.core.fitting.model_shape import CacheType
+from genaid_server.resource.core.fitting.plan import LayerPlacement, LlmWishes, Recommendation
 from genaid_server.resource.core.fitting.search import LARGEST, MODEST, Found, LlmModel, Search
 from genaid_server.resource.core.fitting.sizes import pair, words
 from genaid_server.resource.core.fitting.wishes import BLOCK, whole_blocks
@@ -13,22 +13,12 @@ from genaid_server.resource.core.fitting.wishes import BLOCK, whole_blocks
 _AS_ASKED = "As asked for."
 
 
-def recommend(
-    shape: LlmShape | None,
-    size_bytes: int,
-    layer_count: int,
-    native_context: int,
-    capacity: Capacity,
-    cores: int,
-    wishes: LlmWishes,
-) -> Recommendation:
+def recommend(model: LlmModel, capacity: Capacity, cores: int, wishes: LlmWishes) -> Recommendation:
     """The best configuration that fits with a margin, so that it still does a moment later; see `search` for what is
     better. Wishes are kept as they are; only the context is reduced where it has to be, and that is said.
 
-    `size_bytes` and `layer_count` matter where there is no shape. `native_context` is in tokens, `cores` are those to
-    compute with. The wishes have been checked with `check_wishes`.
+    `cores` are those to compute with. The wishes have been checked with `check_wishes`.
     """
-    model = LlmModel(shape, size_bytes, layer_count, native_context)
     search = Search(model, wishes, cores, capacity.with_margin(), capacity)
     found = search.best()
     case = _Case(model, wishes, capacity, cores, search, found or search.smallest(), found is not None)
@@ -94,11 +84,11 @@ def _gpu_layers(case: _Case) -> str:
         return "None, which takes the least memory; it doesn't fit all the same."
     layers, count = case.model.layers, case.found.config.gpu_layers
     all_layers = f"All {layers} layers fit" if layers > 1 else "The one layer fits"
-    if case.found.placement is Placement.FULL:
+    if case.found.placement is LayerPlacement.FULL:
         return f"{all_layers} on the {case.gpus}: {case.gpu_use}."
-    if case.found.placement is Placement.EXPERTS_ON_CPU:
+    if case.found.placement is LayerPlacement.EXPERTS_ON_CPU:
         return f"{all_layers} on the {case.gpus}, but for the experts, which stay in main memory: {case.gpu_use}."
-    if case.found.placement is Placement.PARTIAL:
+    if case.found.placement is LayerPlacement.PARTIAL:
         experts = ", without their experts" if case.found.config.experts_on_cpu else ""
         return (
             f"{count} of {layers} layers fit on the {case.gpus}{experts}: {case.gpu_use}; "
@@ -202,7 +192,7 @@ def _cache(case: _Case, wish: CacheType | None, other: CacheType | None, others:
 
 def _why_f16(case: _Case) -> str:
     if case.fits:
-        return "There is room for the exact one."
+        return "f16 is exact, and it fits."
     if case.model.shape is not None and not whole_blocks(case.model.shape):
         return f"The others need heads whose width {BLOCK} divides, and this model has others."
     return "The others need flash attention."

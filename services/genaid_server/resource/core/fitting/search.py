@@ -14,9 +14,9 @@ from typing import Final
 
 from genaid_server.resource.core.fitting import llm_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
-from genaid_server.resource.core.fitting.footprint import Need
+from genaid_server.resource.core.fitting.footprint import MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import CacheType, LlmShape
-from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes, Placement
+from genaid_server.resource.core.fitting.plan import LayerPlacement, LlmOptions, LlmWishes
 from genaid_server.resource.core.fitting.wishes import MIN_CONTEXT, whole_blocks
 from genaid_server.supervision.threads import default_threads
 
@@ -61,7 +61,7 @@ class LlmModel:
         """Whether it is known to be a mixture of experts."""
         return self.shape is not None and self.shape.expert_weights > 0
 
-    def need(self, config: LlmConfig, gpus: int) -> Need:
+    def need(self, config: LlmOptions, gpus: int) -> MemoryNeed:
         """What it takes, spread over so many GPUs."""
         if self.shape is not None:
             return llm_memory.need(self.shape, config, gpus=max(1, gpus))
@@ -72,9 +72,9 @@ class LlmModel:
 class Found:
     """A configuration, with what it takes on so many GPUs."""
 
-    config: LlmConfig
-    placement: Placement
-    need: Need
+    config: LlmOptions
+    placement: LayerPlacement
+    need: MemoryNeed
     gpus: int
 
 
@@ -93,7 +93,7 @@ class Shortage:
 class _Spot:
     """A placement with the number of layers on the GPUs that it allows."""
 
-    placement: Placement
+    placement: LayerPlacement
     fewest: int
     most: int
     experts_on_cpu: bool
@@ -148,14 +148,14 @@ class Search:
         closest = min(tried, key=lambda found: found.need.vram.total)
         return Shortage(closest, True, closest.need.vram.total, self.room.vram_sum)
 
-    def fits(self, config: LlmConfig) -> bool:
+    def fits(self, config: LlmOptions) -> bool:
         """Whether this configuration fits into the room, were its context asked for."""
         placed = (self.model.need(config, gpus) for gpus in range(len(self.room.vram) + 1))
         return any(self.room.holds(need, gpus) for gpus, need in enumerate(placed))
 
     def _best_of(self, contexts: Sequence[int]) -> Found | None:
         """The best that fits with one of these contexts, the largest first: the smallest decides where it is placed."""
-        for placement in Placement:
+        for placement in LayerPlacement:
             spots = [spot for spot in self._spots if spot.placement is placement]
             placed = [
                 (found.config.gpu_layers, not spot.experts_on_cpu, found)
@@ -197,12 +197,12 @@ class Search:
         tried = (self._on_gpus(replace(config, gpu_layers=n), spot.placement) for n in range(low, spot.fewest - 1, -1))
         return next((found for found in tried if found), None)
 
-    def _keeps(self, config: LlmConfig) -> bool:
+    def _keeps(self, config: LlmOptions) -> bool:
         """Whether the GPUs have room for what layers keep there, before any computing."""
         kept = self.model.need(config, 1).vram
         return kept.weights + kept.kv_cache <= self._room_for(config).vram_sum
 
-    def _on_gpus(self, config: LlmConfig, placement: Placement) -> Found | None:
+    def _on_gpus(self, config: LlmOptions, placement: LayerPlacement) -> Found | None:
         """On all GPUs, as engines do it, or on as many of the largest as hold it: each takes memory of its own."""
         if not config.gpu_layers:
             return Found(config, placement, self.model.need(config, 0), 0)
@@ -220,10 +220,10 @@ class Search:
         room = self._room_for(found.config)
         return room.ram_for(found.need) <= room.ram
 
-    def _room_for(self, config: LlmConfig) -> Capacity:
+    def _room_for(self, config: LlmOptions) -> Capacity:
         return self._half if self.wishes.context_size is None and config.context_size > MODEST else self.room
 
-    def _measured(self, config: LlmConfig, placement: Placement) -> Found:
+    def _measured(self, config: LlmOptions, placement: LayerPlacement) -> Found:
         gpus = max(1, len(self.room.vram)) if config.gpu_layers else 0
         return Found(config, placement, self.model.need(config, gpus), gpus)
 
@@ -231,8 +231,8 @@ class Search:
         """A cache that loses precision is no price for more context than needed."""
         return self._caches if context <= self.floor else self._caches[:1]
 
-    def _config(self, spot: _Spot, layers: int, context: int, cache: _Cache, slots: int) -> LlmConfig:
-        return LlmConfig(
+    def _config(self, spot: _Spot, layers: int, context: int, cache: _Cache, slots: int) -> LlmOptions:
+        return LlmOptions(
             threads=self._threads,
             gpu_layers=layers,
             context_size=context,
@@ -281,14 +281,14 @@ def _spots(model: LlmModel, wishes: LlmWishes) -> tuple[_Spot, ...]:
     spots = []
     for experts_on_cpu in _expert_choices(model, wishes):
         if asked is None or asked >= layers:
-            placement = Placement.EXPERTS_ON_CPU if experts_on_cpu and model.has_experts else Placement.FULL
+            placement = LayerPlacement.EXPERTS_ON_CPU if experts_on_cpu and model.has_experts else LayerPlacement.FULL
             spots.append(_Spot(placement, asked or layers, asked or layers, experts_on_cpu))
         if asked is None and layers > 1:
-            spots.append(_Spot(Placement.PARTIAL, 1, layers - 1, experts_on_cpu))
+            spots.append(_Spot(LayerPlacement.PARTIAL, 1, layers - 1, experts_on_cpu))
         elif asked and asked < layers:
-            spots.append(_Spot(Placement.PARTIAL, asked, asked, experts_on_cpu))
+            spots.append(_Spot(LayerPlacement.PARTIAL, asked, asked, experts_on_cpu))
     if not asked:
-        spots.append(_Spot(Placement.CPU, 0, 0, bool(wishes.experts_on_cpu)))
+        spots.append(_Spot(LayerPlacement.CPU, 0, 0, bool(wishes.experts_on_cpu)))
     return tuple(spots)
 
 

@@ -75,7 +75,7 @@ def _size(ram: int, vram: int) -> tuple[str, tuple[str, ...], str]:
     for least, size, quantizations in _BY_VRAM:
         if vram >= least * _GIB:
             return size, quantizations, f"There are {words(vram)} of GPU memory, and {size} models want {least} GiB."
-    gpu = f", and {words(vram)} of GPU memory alone don't carry a larger class" if vram else ""
+    gpu = f", and {words(vram)} of GPU memory are too little for a larger class" if vram else ""
     for least, size, quantizations in _BY_RAM:
         if ram >= least * _GIB:
             reason = f"There are {words(ram)} of main memory, and {size} models want {least} GiB{gpu}."
@@ -87,5 +87,8 @@ def _gpu_layers(hardware: Hardware, vram: int) -> tuple[int | None, str]:
     if not hardware.gpus:
         return 0, "There is no GPU to place layers on."
     if not vram:
-        return None, "There is a GPU, but nobody tells how much memory it has, so it depends on what a model takes."
+        return (
+            None,
+            "There is a GPU, but its driver doesn't tell how much memory it has, so it depends on what a model takes.",
+        )
     return None, f"It depends on the model how many layers fit into {words(vram)} of GPU memory."

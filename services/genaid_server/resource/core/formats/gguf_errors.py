@@ -30,7 +30,7 @@ def shown(name: str) -> str:
     return ascii(name if len(name) <= 80 else f"{name[:77]}...")
 
 
-# What people have in their hands instead of GGUF, by how it begins.
+# What people offer in place of a GGUF file, by how it begins.
 _OTHER_FORMATS: Final = (
     (b"PK\x03\x04", "a zip archive or PyTorch checkpoint, whose pickled contents could run code"),
     (b"\x80\x02", "a pickled PyTorch checkpoint, which could run code"),

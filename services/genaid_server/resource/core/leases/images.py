@@ -10,7 +10,7 @@ from genaid_server.resource.core.fitting.shape_cache import Shapes
 from genaid_server.resource.core.fitting.wishes import check_size
 from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.leases.lease import LLM_TENANT, Lease, LeaseRequest
-from genaid_server.resource.core.leases.plan import Kind
+from genaid_server.resource.core.leases.plan import TenantKind
 from genaid_server.resource.core.leases.usage import Usage, image_key
 from genaid_server.resource.core.leases.ways import ImageNeed, choose
 from genaid_server.resource.core.store.model import Model
@@ -110,7 +110,7 @@ class ImageNeeds:
         way = choose(shape, size, need, whole, self._budgets.vram, measured, as_asked=resident)
         return ImageLeaseRequest(
             tenant_id,
-            Kind.IMAGE,
+            TenantKind.IMAGE,
             model.id,
             way.amount,
             measured=way.measured,

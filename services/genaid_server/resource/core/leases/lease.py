@@ -5,13 +5,13 @@ from enum import Enum, auto
 from typing import Final
 
 from genaid_server.resource.core.fitting.footprint import Amount
-from genaid_server.resource.core.leases.plan import Kind
+from genaid_server.resource.core.leases.plan import TenantKind
 
 LLM_TENANT: Final = "llm"
 """What the LLM engine calls itself."""
 
 
-class State(Enum):
+class LeaseState(Enum):
     """Where a lease is in its life; see the contract."""
 
     WAITING = auto()
@@ -20,7 +20,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ImagePlacement:
     """How an image engine is to use its memory. `max_vram_bytes` 0 is no limit; `reason` is empty where it is the
     fastest way."""
 
@@ -39,11 +39,11 @@ class LeaseRequest:
     """
 
     tenant_id: str
-    kind: Kind
+    kind: TenantKind
     model_id: str
     amount: Amount
     measured: bool = False
-    placement: Placement | None = None
+    placement: ImagePlacement | None = None
     resident: bool = False
     background: bool = False
 
@@ -59,6 +59,6 @@ class Lease:
     id: str
     request: LeaseRequest
     created_at: float
-    state: State = State.WAITING
+    state: LeaseState = LeaseState.WAITING
     reason: str = ""
     reclaim_after: float | None = None

@@ -1,9 +1,9 @@
 """The leases: one task grants them, one request at a time.
 
 Whoever needs memory `hold`s a lease for as long as a block lasts. Requests are served in the order in which they come;
-those in the background come after all others, and make way for them. An engine that has to leave is asked to by the
-state RECLAIM of its lease, and may stay once that is GRANTED again. Memory is granted once the engines that left are
-gone and it is seen to be free.
+those in the background are served after all others. An engine that has to leave is asked to by the state RECLAIM of its
+lease, and may stay once that is GRANTED again. Memory is granted once the engines that left are gone and it is seen to
+be free.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from typing import Any, Final, Self
 from genaid_server.kit.errors import DomainError, InsufficientResourcesError, NotFoundError, ServerError
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.fitting.footprint import Amount
-from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, State
+from genaid_server.resource.core.leases.lease import Lease, LeaseRequest, LeaseState
 from genaid_server.resource.core.leases.measuring import EngineAmount, Measure, Measured
-from genaid_server.resource.core.leases.plan import ENDLESS, Departure, Kind, Plan, Room, Tenant, plan
+from genaid_server.resource.core.leases.plan import ENDLESS, AvailableMemory, Departure, Plan, Tenant, TenantKind, plan
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +34,24 @@ MAX_WAITING: Final = 100
 
 
 @dataclass(eq=False)
-class _Entry:
-    """One tenancy; only `Leases` touches it."""
+class _LeaseEntry:
+    """A lease, granted or waited for, with what its holder and others wait on; only `Leases` touches it."""
 
     request: LeaseRequest
     lease: Watchable[Lease]
     admitted: asyncio.Future[None]
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    reclaimed_for: "_Entry | None" = None
+    reclaimed_for: "_LeaseEntry | None" = None
 
     @property
     def now(self) -> Lease:
         return self.lease.value
 
 
-class Tenancy:
+class HeldLease:
     """A lease in the hands of its holder."""
 
-    def __init__(self, entry: _Entry) -> None:
+    def __init__(self, entry: _LeaseEntry) -> None:
         self._entry = entry
 
     @property
@@ -84,16 +84,16 @@ class Leases:
 
     def __init__(self, measure: Measure, *, reload_delay: float = 2.0, release_timeout: float = 5.0) -> None:
         self._measure, self._reload_delay, self._release_timeout = measure, reload_delay, release_timeout
-        self._tenants: list[_Entry] = []
-        self._queue: list[_Entry] = []
+        self._tenants: list[_LeaseEntry] = []
+        self._queue: list[_LeaseEntry] = []
         self._wake = asyncio.Event()
         self._turn: asyncio.Task[None] | None = None
-        self._admitting: _Entry | None = None
+        self._admitting: _LeaseEntry | None = None
         self._scheduler: asyncio.Task[None] | None = None
         self._used_at = float("-inf")  # when an image engine worked last, by the loop's clock
         self._left_at = float("-inf")  # when a tenant left last
         self._total = Amount()
-        self._idle: set[_Entry] = set()
+        self._idle: set[_LeaseEntry] = set()
         self._closing = False
         self._numbers = itertools.count(1)
         self._salt = secrets.token_hex(3)  # ids of an earlier process must not be taken for ours
@@ -121,7 +121,7 @@ class Leases:
         self._wake.set()
 
     @asynccontextmanager
-    async def hold(self, request: LeaseRequest) -> AsyncIterator[Tenancy]:
+    async def hold(self, request: LeaseRequest) -> AsyncIterator[HeldLease]:
         """Ask for a lease, and give it back when the block ends.
 
         A tenant that holds one already asks for another size: its old lease ends when the new one is granted.
@@ -130,11 +130,11 @@ class Leases:
         if self._closing or len(self._queue) >= MAX_WAITING:
             raise _shutting_down() if self._closing else ServerError("Too many engines wait for memory already.")
         lease = Lease(f"lease-{self._salt}-{next(self._numbers)}", request, time.time())
-        entry = _Entry(request, Watchable(lease), asyncio.get_running_loop().create_future())
+        entry = _LeaseEntry(request, Watchable(lease), asyncio.get_running_loop().create_future())
         self._queue.append(entry)
         self._wake.set()
         try:
-            yield Tenancy(entry)
+            yield HeldLease(entry)
         finally:
             self._end(entry)
 
@@ -152,10 +152,10 @@ class Leases:
         self._total = measured.total
         return measured
 
-    async def room(self) -> Room:
+    async def available(self) -> AvailableMemory:
         """What there is to share, and what is free now beyond what is granted."""
         measured = await self._measured()
-        return Room(measured.total, _shared(list(measured.engines), measured.free, self._tenants)[1])
+        return AvailableMemory(measured.total, _shared(list(measured.engines), measured.free, self._tenants)[1])
 
     def present(self) -> list[Lease]:
         """All leases, the oldest first."""
@@ -165,15 +165,15 @@ class Leases:
     def used(self, lease_id: str) -> Lease:
         """Take note that an image engine has ended a piece of work just now. Raises NotFoundError."""
         for entry in self._tenants:
-            if entry.now.id == lease_id and entry.request.kind is Kind.IMAGE:
+            if entry.now.id == lease_id and entry.request.kind is TenantKind.IMAGE:
                 self._idle.add(entry)
                 self._used_at = _now()
                 return entry.now
-        raise NotFoundError("There is no such lease, or it is over.", leaseId=lease_id[:100])
+        raise NotFoundError("There is no such lease, or it has ended.", leaseId=lease_id[:100])
 
     # --- the end of a lease
 
-    def _end(self, entry: _Entry) -> None:
+    def _end(self, entry: _LeaseEntry) -> None:
         """Its holder is gone, and its memory with it."""
         if entry in self._queue:
             self._queue.remove(entry)
@@ -182,7 +182,7 @@ class Leases:
         if entry in self._tenants:
             self._tenants.remove(entry)
             self._left_at = _now()
-            if entry.request.kind is Kind.IMAGE and entry not in self._idle:
+            if entry.request.kind is TenantKind.IMAGE and entry not in self._idle:
                 self._used_at = _now()
         self._idle.discard(entry)
         entry.gone.set()
@@ -192,14 +192,14 @@ class Leases:
         self._let_stay(entry)
         self._wake.set()
 
-    def _let_stay(self, requester: _Entry, but: Sequence[_Entry] = ()) -> None:
+    def _let_stay(self, requester: _LeaseEntry, but: Sequence[_LeaseEntry] = ()) -> None:
         """Who was to leave for a request that no longer asks for it may stay."""
         for tenant in self._tenants:
             if tenant.reclaimed_for is requester and tenant not in but:
                 tenant.reclaimed_for = None
-                tenant.lease.set(replace(tenant.now, state=State.GRANTED, reason="", reclaim_after=None))
+                tenant.lease.set(replace(tenant.now, state=LeaseState.GRANTED, reason="", reclaim_after=None))
 
-    def _refuse(self, entry: _Entry, error: DomainError) -> None:
+    def _refuse(self, entry: _LeaseEntry, error: DomainError) -> None:
         if entry in self._queue:
             self._queue.remove(entry)
         if not entry.admitted.done():
@@ -222,12 +222,12 @@ class Leases:
             else:
                 await self._take_turn(entry, self._admit(entry))
 
-    def _next(self) -> _Entry | None:
+    def _next(self) -> _LeaseEntry | None:
         """Who is in memory already comes before all others, who is in the background after them."""
         order = sorted(self._queue, key=lambda entry: (not entry.request.resident, entry.request.background))
         return order[0] if order else None
 
-    async def _take_turn(self, entry: _Entry, admission: Coroutine[Any, Any, None]) -> None:
+    async def _take_turn(self, entry: _LeaseEntry, admission: Coroutine[Any, Any, None]) -> None:
         self._admitting = entry
         turn = self._turn = asyncio.create_task(admission, name=f"lease for {entry.request.tenant_id}")
         await asyncio.wait([turn])
@@ -241,7 +241,7 @@ class Leases:
                 error = ServerError("Internal error while memory was being granted.")
             self._refuse(entry, error)
 
-    async def _admit(self, entry: _Entry) -> None:
+    async def _admit(self, entry: _LeaseEntry) -> None:
         """Make room and grant. Raises InsufficientResourcesError."""
         cleared = False
         while True:
@@ -272,26 +272,26 @@ class Leases:
         held = [tenant.request for tenant in self._tenants if tenant.request.tenant_id == request.tenant_id]
         for own in held or ([request] if request.resident else []):
             free += _take(engines, own) or Amount()  # it has that already
-        return plan(request.amount, tenants, measured.room_for(request.kind, free))
+        return plan(request.amount, tenants, measured.available_for(request.kind, free))
 
-    def _require_room_beside(self, entry: _Entry, total: Amount) -> None:
+    def _require_room_beside(self, entry: _LeaseEntry, total: Amount) -> None:
         """A resident engine has taken its memory already: what counts is whether it may stay beside the others. Raises
         InsufficientResourcesError."""
         request = entry.request
         tenants, _ = _shared([], total, self._others(request))
-        found = plan(request.amount, tenants, Room(total, Amount(ENDLESS, ENDLESS)))
+        found = plan(request.amount, tenants, AvailableMemory(total, Amount(ENDLESS, ENDLESS)))
         if not found.possible or found.departures:
             raise InsufficientResourcesError(
-                "There is no room any more for the image engine beside the others.",
+                "There is no longer enough memory for the image engine beside the others.",
                 required=str(found.required),
                 available=str(found.available),
                 suggestion="It is unloaded, and loaded again for the next image.",
             )
 
-    def _others(self, request: LeaseRequest) -> list[_Entry]:
+    def _others(self, request: LeaseRequest) -> list[_LeaseEntry]:
         return [tenant for tenant in self._tenants if tenant.request.tenant_id != request.tenant_id]
 
-    async def _admit_in_background(self, entry: _Entry) -> None:
+    async def _admit_in_background(self, entry: _LeaseEntry) -> None:
         """Grant if nobody has to leave; else ask who is in the way, in no hurry, and wait for something to change."""
         found = await self.plan(entry.request)
         if self._next() is not entry:  # somebody came meanwhile
@@ -307,7 +307,7 @@ class Leases:
         if found.possible:
             self._let_stay(entry, but=in_the_way)
         for tenant in in_the_way:
-            if tenant.request.kind is Kind.IMAGE and tenant.reclaimed_for is None:
+            if tenant.request.kind is TenantKind.IMAGE and tenant.reclaimed_for is None:
                 self._reclaim(tenant, entry, found.explanation, self._reload_delay)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), self._patience(found, due))
@@ -318,7 +318,7 @@ class Leases:
             return POLL
         return BACKGROUND_POLL if found.departures else max(0.0, due - _now())
 
-    async def _clear(self, entry: _Entry, departures: Sequence[Departure]) -> None:
+    async def _clear(self, entry: _LeaseEntry, departures: Sequence[Departure]) -> None:
         """Have tenants leave, and return when they are gone."""
         leaving = self._leaving(departures)
         for tenant, departure in zip(leaving, departures, strict=True):
@@ -326,19 +326,19 @@ class Leases:
         for tenant in leaving:
             await tenant.gone.wait()
 
-    def _leaving(self, departures: Sequence[Departure]) -> list[_Entry]:
+    def _leaving(self, departures: Sequence[Departure]) -> list[_LeaseEntry]:
         by_id = {tenant.request.tenant_id: tenant for tenant in self._tenants}
         return [by_id[departure.tenant.id] for departure in departures]
 
-    def _reclaim(self, tenant: _Entry, requester: _Entry, reason: str, after: float) -> None:
+    def _reclaim(self, tenant: _LeaseEntry, requester: _LeaseEntry, reason: str, after: float) -> None:
         tenant.reclaimed_for = requester
-        tenant.lease.set(replace(tenant.now, state=State.RECLAIM, reason=reason, reclaim_after=after))
+        tenant.lease.set(replace(tenant.now, state=LeaseState.RECLAIM, reason=reason, reclaim_after=after))
 
-    def _explain(self, entry: _Entry, found: Plan) -> None:
+    def _explain(self, entry: _LeaseEntry, found: Plan) -> None:
         if entry.now.reason != found.explanation:
             entry.lease.set(replace(entry.now, reason=found.explanation))
 
-    def _grant(self, entry: _Entry) -> None:
+    def _grant(self, entry: _LeaseEntry) -> None:
         """The one place where memory is granted."""
         for old in [each for each in self._tenants if each.request.tenant_id == entry.request.tenant_id]:
             self._tenants.remove(old)
@@ -347,13 +347,13 @@ class Leases:
             old.lease.close()
         self._queue.remove(entry)
         self._tenants.append(entry)
-        entry.lease.set(replace(entry.now, state=State.GRANTED, reason=""))
+        entry.lease.set(replace(entry.now, state=LeaseState.GRANTED, reason=""))
         if not entry.admitted.done():
             entry.admitted.set_result(None)
         self._let_stay(entry)
 
 
-def _shared(engines: list[EngineAmount], free: Amount, entries: Sequence[_Entry]) -> tuple[list[Tenant], Amount]:
+def _shared(engines: list[EngineAmount], free: Amount, entries: Sequence[_LeaseEntry]) -> tuple[list[Tenant], Amount]:
     """The tenants with what comes free when each leaves, and what is free beyond what is granted to them.
 
     What a tenant was granted and has not taken yet is not free, though nobody holds it. The engines of the tenants are
@@ -372,7 +372,7 @@ def _take(engines: list[EngineAmount], request: LeaseRequest) -> Amount | None:
     """What the engine of a tenant holds; it is taken out of the list, as no two tenants have the same."""
     for engine in engines:
         # There is but one LLM engine, also while its model is being replaced.
-        if engine.kind is request.kind and (engine.kind is Kind.LLM or engine.model_id == request.model_id):
+        if engine.kind is request.kind and (engine.kind is TenantKind.LLM or engine.model_id == request.model_id):
             engines.remove(engine)
             return engine.amount
     return None

@@ -6,7 +6,7 @@ from typing import Protocol
 from genaid_server.resource.core.fitting import capacity
 from genaid_server.resource.core.fitting.capacity import Budgets
 from genaid_server.resource.core.fitting.footprint import Amount
-from genaid_server.resource.core.leases.plan import ENDLESS, Kind, Room
+from genaid_server.resource.core.leases.plan import ENDLESS, AvailableMemory, TenantKind
 from genaid_server.resource.core.system.survey import Survey
 
 
@@ -14,7 +14,7 @@ from genaid_server.resource.core.system.survey import Survey
 class EngineAmount:
     """What an engine's process holds and would give back."""
 
-    kind: Kind
+    kind: TenantKind
     model_id: str
     amount: Amount
 
@@ -33,13 +33,13 @@ class Measured:
     best_gpu: int = 0
     largest_gpu: int = 0
 
-    def room_for(self, kind: Kind, free: Amount) -> Room:
+    def available_for(self, kind: TenantKind, free: Amount) -> AvailableMemory:
         """What one engine of a kind may have, of which so much is free for it."""
-        return Room(self.total, free, self.largest_gpu if kind is Kind.IMAGE else ENDLESS)
+        return AvailableMemory(self.total, free, self.largest_gpu if kind is TenantKind.IMAGE else ENDLESS)
 
-    def free_for(self, kind: Kind) -> Amount:
+    def free_for(self, kind: TenantKind) -> Amount:
         """What one engine of a kind can have: llama.cpp spreads over all GPUs, stable-diffusion.cpp uses one."""
-        return Amount(self.free.ram, self.best_gpu) if kind is Kind.IMAGE else self.free
+        return Amount(self.free.ram, self.best_gpu) if kind is TenantKind.IMAGE else self.free
 
 
 class Measure(Protocol):
@@ -62,7 +62,7 @@ class SurveyedMemory:
         whole = capacity.total(hardware, memory.ram, self._budgets)
         free = capacity.available(hardware, memory, Budgets())
         engines = tuple(
-            EngineAmount(Kind(engine.kind), engine.model_id, Amount(engine.private, engine.vram or 0))
+            EngineAmount(TenantKind(engine.kind), engine.model_id, Amount(engine.private, engine.vram or 0))
             for engine in memory.engines
         )
         return Measured(

@@ -23,7 +23,7 @@ _FEW: Final = 6
 """Tenants up to which every choice of who leaves is compared; that many engines never run."""
 
 
-class Kind(StrEnum):
+class TenantKind(StrEnum):
     """What occupies memory."""
 
     IMAGE = "image"
@@ -35,14 +35,14 @@ class Tenant:
     """An engine that has a lease: `amount` is what it is for, `held` what comes free once its process is gone."""
 
     id: str
-    kind: Kind
+    kind: TenantKind
     model_id: str
     amount: Amount
     held: Amount = NO_MEMORY
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class AvailableMemory:
     """What there is to share, within the budgets, and what is free of the machine's memory now.
 
     `largest_gpu` is the VRAM that an engine can have at most that uses one GPU.
@@ -95,19 +95,19 @@ class Plan:
             )
 
 
-def plan(need: Amount, tenants: Sequence[Tenant], room: Room) -> Plan:
+def plan(need: Amount, tenants: Sequence[Tenant], memory: AvailableMemory) -> Plan:
     """Make room for `need` beside the tenants.
 
     The fewest leave, of those the ones with the least memory, image engines before the LLM.
     """
-    bottleneck = MemoryKind.VRAM if need.vram and room.total.vram else MemoryKind.RAM
+    bottleneck = MemoryKind.VRAM if need.vram and memory.total.vram else MemoryKind.RAM
     for leaving in _choices(tenants):
         staying = [tenant for tenant in tenants if tenant not in leaving]
-        if _short_of(need, staying, leaving, room, bottleneck) is None:
-            departures = tuple(Departure(tenant, _why(need, tenants, tenant, room, bottleneck)) for tenant in leaving)
-            return _possible(need, bottleneck, departures, tenants, room)
-    short_of = _short_of(need, [], tenants, room, bottleneck) or bottleneck
-    return _impossible(need, short_of, tenants, room)
+        if _short_of(need, staying, leaving, memory, bottleneck) is None:
+            departures = tuple(Departure(tenant, _why(need, tenants, tenant, memory, bottleneck)) for tenant in leaving)
+            return _possible(need, bottleneck, departures, tenants, memory)
+    short_of = _short_of(need, [], tenants, memory, bottleneck) or bottleneck
+    return _impossible(need, short_of, tenants, memory)
 
 
 def _choices(tenants: Sequence[Tenant]) -> Iterable[tuple[Tenant, ...]]:
@@ -127,22 +127,22 @@ def _size(tenant: Tenant) -> int:
 
 
 def _short_of(
-    need: Amount, staying: Sequence[Tenant], leaving: Sequence[Tenant], room: Room, bottleneck: MemoryKind
+    need: Amount, staying: Sequence[Tenant], leaving: Sequence[Tenant], memory: AvailableMemory, bottleneck: MemoryKind
 ) -> MemoryKind | None:
     """The memory that does not do, None where both kinds do."""
     for kind in MemoryKind:
         beside = sum(tenant.amount.of(kind) for tenant in staying)
-        allowed = _allowed(room, kind) if beside and kind is bottleneck else room.total.of(kind)
-        freed = room.free.of(kind) + sum(tenant.held.of(kind) for tenant in leaving)
+        allowed = _allowed(memory, kind) if beside and kind is bottleneck else memory.total.of(kind)
+        freed = memory.free.of(kind) + sum(tenant.held.of(kind) for tenant in leaving)
         # Who needs nothing of a kind is short of none, though it may be overdrawn.
-        if need.of(kind) and need.of(kind) > min(allowed - beside, freed, room.most(kind)):
+        if need.of(kind) and need.of(kind) > min(allowed - beside, freed, memory.most(kind)):
             return kind
     return None
 
 
-def _allowed(room: Room, kind: MemoryKind) -> int:
+def _allowed(memory: AvailableMemory, kind: MemoryKind) -> int:
     """What several engines may take together."""
-    return int(room.total.of(kind) * THRESHOLD)
+    return int(memory.total.of(kind) * THRESHOLD)
 
 
 def _possible(
@@ -150,7 +150,7 @@ def _possible(
     bottleneck: MemoryKind,
     departures: tuple[Departure, ...],
     tenants: Sequence[Tenant],
-    room: Room,
+    memory: AvailableMemory,
 ) -> Plan:
     required, name = words(need.of(bottleneck)), bottleneck.upper()
     if departures:
@@ -158,25 +158,25 @@ def _possible(
     elif tenants:
         explanation = f"It needs {required} of {name}, and there is room for it beside what runs."
     else:
-        explanation = f"It needs {required} of {name}, and {words(room.total.of(bottleneck))} are there for it."
+        explanation = f"It needs {required} of {name}, and {words(memory.total.of(bottleneck))} are there for it."
     return Plan(
         need,
         bottleneck,
         True,
         departures,
         need.of(bottleneck),
-        _available(tenants, room, bottleneck),
-        room.total.of(bottleneck),
+        _available(tenants, memory, bottleneck),
+        memory.total.of(bottleneck),
         explanation,
     )
 
 
-def _impossible(need: Amount, short_of: MemoryKind, tenants: Sequence[Tenant], room: Room) -> Plan:
-    name, total = short_of.upper(), room.most(short_of)
-    could_be = max(0, room.free.of(short_of) + sum(tenant.held.of(short_of) for tenant in tenants))
+def _impossible(need: Amount, short_of: MemoryKind, tenants: Sequence[Tenant], memory: AvailableMemory) -> Plan:
+    name, total = short_of.upper(), memory.most(short_of)
+    could_be = max(0, memory.free.of(short_of) + sum(tenant.held.of(short_of) for tenant in tenants))
     if need.of(short_of) > total:
         required, there = pair(need.of(short_of), total)
-        where = "in all" if total == room.total.of(short_of) else "of one GPU"
+        where = "in all" if total == memory.total.of(short_of) else "of one GPU"
         explanation = f"Insufficient {name}: {required} are needed, and genaid may use {there} {where}."
         suggestion = "Choose a smaller model, a smaller image, or a larger memory limit where one is configured."
     else:
@@ -186,20 +186,22 @@ def _impossible(need: Amount, short_of: MemoryKind, tenants: Sequence[Tenant], r
     return Plan(need, short_of, False, (), need.of(short_of), min(total, could_be), total, explanation, suggestion)
 
 
-def _available(tenants: Sequence[Tenant], room: Room, kind: MemoryKind) -> int:
+def _available(tenants: Sequence[Tenant], memory: AvailableMemory, kind: MemoryKind) -> int:
     """What is free without anybody leaving, of the budget and of the machine."""
     taken = sum(tenant.amount.of(kind) for tenant in tenants)
-    return max(0, min(room.total.of(kind) - taken, room.free.of(kind)))
+    return max(0, min(memory.total.of(kind) - taken, memory.free.of(kind)))
 
 
-def _why(need: Amount, tenants: Sequence[Tenant], leaving: Tenant, room: Room, bottleneck: MemoryKind) -> str:
-    short_of = _short_of(need, tenants, [], room, bottleneck) or bottleneck
-    who = "The LLM" if leaving.kind is Kind.LLM else "The image engine"
-    verb = "is offloaded" if leaving.kind is Kind.LLM else "is unloaded"
+def _why(
+    need: Amount, tenants: Sequence[Tenant], leaving: Tenant, memory: AvailableMemory, bottleneck: MemoryKind
+) -> str:
+    short_of = _short_of(need, tenants, [], memory, bottleneck) or bottleneck
+    who = "The LLM" if leaving.kind is TenantKind.LLM else "The image engine"
+    verb = "is offloaded" if leaving.kind is TenantKind.LLM else "is unloaded"
     taken, required = words(leaving.amount.of(short_of)), words(need.of(short_of))
-    name, total = short_of.upper(), words(room.total.of(short_of))
+    name, total = short_of.upper(), words(memory.total.of(short_of))
     together = need.of(short_of) + sum(tenant.amount.of(short_of) for tenant in tenants)
-    allowed = _allowed(room, short_of) if short_of is bottleneck else room.total.of(short_of)
+    allowed = _allowed(memory, short_of) if short_of is bottleneck else memory.total.of(short_of)
     if together > allowed:
         share = f"{THRESHOLD:.0%} of {total}" if short_of is bottleneck else f"the {total} that there are"
         return (
@@ -208,5 +210,5 @@ def _why(need: Amount, tenants: Sequence[Tenant], leaving: Tenant, room: Room, b
         )
     return (
         f"{who} ({leaving.model_id}, {taken} of {name}) {verb}: {required} are needed, and only "
-        f"{words(max(0, room.free.of(short_of)))} are free."
+        f"{words(max(0, memory.free.of(short_of)))} are free."
     )

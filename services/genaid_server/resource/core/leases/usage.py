@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from genaid_server.kit.files import write_atomic
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 from genaid_server.resource.core.leases.ways import ImageNeed
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def image_key(model_id: str, size_bytes: int, need: ImageNeed) -> str:
     return f"image|{model_id}|{size_bytes}|{need.variant}|{chosen}|{need.width}x{need.height}"
 
 
-def llm_key(model_id: str, size_bytes: int, config: LlmConfig, memory_map: bool) -> str:
+def llm_key(model_id: str, size_bytes: int, config: LlmOptions, memory_map: bool) -> str:
     """The same of an LLM engine; a model that is mapped is not in its own memory."""
     options = {
         "flash": config.flash_attention,

@@ -6,10 +6,10 @@ from typing import Final
 
 from genaid_server.resource.core.fitting import diffusion_memory
 from genaid_server.resource.core.fitting.capacity import Capacity
-from genaid_server.resource.core.fitting.footprint import Amount, Need
+from genaid_server.resource.core.fitting.footprint import Amount, MemoryNeed
 from genaid_server.resource.core.fitting.model_shape import DiffusionShape
 from genaid_server.resource.core.fitting.sizes import pair
-from genaid_server.resource.core.leases.lease import Placement
+from genaid_server.resource.core.leases.lease import ImagePlacement
 
 CPU: Final = "cpu"
 """The one variant that takes no VRAM."""
@@ -49,7 +49,7 @@ class Way:
     amount: Amount
     on_gpu: int
     measured: bool
-    placement: Placement
+    placement: ImagePlacement
 
 
 def choose(
@@ -109,11 +109,11 @@ def _way(shape: DiffusionShape | None, size_bytes: int, need: ImageNeed, whole: 
     if known is not None:
         ram = known if ram > whole.ram else min(known, whole.ram)  # what fits is not refused for having been measured
     on_gpu = estimate.vram.total
-    placement = Placement(need.offload_to_cpu, need.vae_tiling, need.max_vram_bytes)
+    placement = ImagePlacement(need.offload_to_cpu, need.vae_tiling, need.max_vram_bytes)
     return Way(need, Amount(ram, 0 if shared else on_gpu), on_gpu, known is not None, placement)
 
 
-def _estimate(shape: DiffusionShape | None, size_bytes: int, need: ImageNeed) -> Need:
+def _estimate(shape: DiffusionShape | None, size_bytes: int, need: ImageNeed) -> MemoryNeed:
     gpu = need.variant != CPU
     if shape is None:
         guess = diffusion_memory.fallback(size_bytes, gpu)
@@ -141,7 +141,7 @@ def _why(fastest: Way, chosen: Way, ram: int, of_gpu: int) -> str:
     """What is done instead of the fastest way, and what that is short of."""
     changes = []
     if chosen.need.offload_to_cpu and not fastest.need.offload_to_cpu:
-        changes.append("the weights wait in main memory for their turn on the GPU")
+        changes.append("the weights stay in main memory and move to the GPU as they are needed")
     if chosen.need.vae_tiling and not fastest.need.vae_tiling:
         changes.append("the image is decoded in tiles")
     if fastest.on_gpu > of_gpu:

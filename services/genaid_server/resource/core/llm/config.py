@@ -9,7 +9,7 @@ from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.resource.core.fitting.footprint import NO_MEMORY, Amount
 from genaid_server.resource.core.fitting.llm_memory import batch
 from genaid_server.resource.core.fitting.model_shape import Pooling
-from genaid_server.resource.core.fitting.plan import LlmConfig, LlmWishes
+from genaid_server.resource.core.fitting.plan import LlmOptions, LlmWishes
 
 MAX_KEY: Final = 256
 DEFAULT_PORT: Final = 8080
@@ -36,14 +36,14 @@ class LlmRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineConfig:
+class LlmEngineConfig:
     """What a life of the engine needs to know. `model_path` is the first file; `program` the user's own llama-server,
     empty for the built-in one; `amount` is what it is estimated to take; `pooling` is that of an embedding model."""
 
     model_id: str
     model_path: Path
     size_bytes: int
-    llm: LlmConfig
+    llm: LlmOptions
     serving: Serving
     separates_reasoning: bool
     slot_save_path: Path
@@ -91,7 +91,7 @@ def check_serving(serving: Serving) -> None:
         )
 
 
-def own_argv(config: EngineConfig, port: int) -> list[str]:
+def own_argv(config: LlmEngineConfig, port: int) -> list[str]:
     """The arguments of a llama-server program for what the built-in engine gets as parameters; the key is not among
     them, because everybody can read a process's arguments."""
     llm, serving = config.llm, config.serving

@@ -9,12 +9,12 @@ from typing import Final
 from genaid_server.kit.errors import ModelNotFoundError
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.fitting.footprint import Amount
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 from genaid_server.resource.core.formats.kinds import ModelType
 from genaid_server.resource.core.leases.lease import LLM_TENANT, LeaseRequest
-from genaid_server.resource.core.leases.plan import Kind
+from genaid_server.resource.core.leases.plan import TenantKind
 from genaid_server.resource.core.leases.usage import Usage, llm_key
-from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest
+from genaid_server.resource.core.llm.config import LlmEngineConfig, LlmRequest
 from genaid_server.resource.core.llm.devices import engine_gpus
 from genaid_server.resource.core.llm.process import BUILT_IN
 from genaid_server.resource.core.llm.saved import SavedLlm
@@ -31,7 +31,7 @@ class Decision:
     files that this was decided for from others under the same id."""
 
     request: LlmRequest
-    config: EngineConfig
+    config: LlmEngineConfig
     reasons: Mapping[str, str]
     model_stamp: str = ""
 
@@ -92,7 +92,7 @@ class Decider:
         stamp = saved.model_stamp or stamp_of(model)
         return Decision(saved.request, config, MappingProxyType(saved.reasons), stamp)
 
-    def lease_request(self, config: EngineConfig, total: Amount) -> LeaseRequest:
+    def lease_request(self, config: LlmEngineConfig, total: Amount) -> LeaseRequest:
         """What a lease is for: what the engine was seen to take, else the estimate.
 
         What fits into `total` by its estimate is not refused for having been measured. Where that is not known yet,
@@ -102,15 +102,15 @@ class Decider:
         amount = config.amount
         if known is not None:
             amount = replace(amount, ram=min(known, max(amount.ram, total.ram or known)))
-        return LeaseRequest(LLM_TENANT, Kind.LLM, config.model_id, amount, measured=known is not None)
+        return LeaseRequest(LLM_TENANT, TenantKind.LLM, config.model_id, amount, measured=known is not None)
 
-    def learn(self, config: EngineConfig, pid: int) -> None:
+    def learn(self, config: LlmEngineConfig, pid: int) -> None:
         """Take note of what an engine takes that has worked."""
         private = peak_private_bytes(pid)
         self._usage.learn(_usage_key(config), private + config.mapped_bytes if private else 0)
 
-    def _engine_config(self, model: Model, request: LlmRequest, llm: LlmConfig, amount: Amount) -> EngineConfig:
-        return EngineConfig(
+    def _engine_config(self, model: Model, request: LlmRequest, llm: LlmOptions, amount: Amount) -> LlmEngineConfig:
+        return LlmEngineConfig(
             model_id=model.id,
             model_path=model.path,
             size_bytes=model.size_bytes,
@@ -133,5 +133,5 @@ def stamp_of(model: Model) -> str:
     return " ".join(f"{file.checksum or file.path}:{file.size_bytes}" for file in model.files)
 
 
-def _usage_key(config: EngineConfig) -> str:
+def _usage_key(config: LlmEngineConfig) -> str:
     return llm_key(config.model_id, config.size_bytes, config.llm, config.serving.memory_map)

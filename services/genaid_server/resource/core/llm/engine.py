@@ -7,7 +7,6 @@ here it is done, outside the owner's turn, and what comes of it is told to the o
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -15,28 +14,28 @@ from typing import Final, Self
 
 from genaid_server.kit.address import Address, require_free
 from genaid_server.kit.errors import DomainError, ModelNotFoundError, ServerError
+from genaid_server.kit.event_queue import EventQueue
 from genaid_server.kit.request_ids import RequestIds, check_request_id
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.fitting.advisor import Advisor
 from genaid_server.resource.core.leases.leases import Leases
-from genaid_server.resource.core.leases.plan import Kind
+from genaid_server.resource.core.leases.plan import TenantKind
 from genaid_server.resource.core.leases.usage import Usage
 from genaid_server.resource.core.llm import events as on
-from genaid_server.resource.core.llm.config import EngineConfig, LlmRequest, check_serving
+from genaid_server.resource.core.llm.config import LlmEngineConfig, LlmRequest, check_serving
 from genaid_server.resource.core.llm.deciding import SLOTS, Decider, Decision
-from genaid_server.resource.core.llm.events import Effect, Event, Launch, State
+from genaid_server.resource.core.llm.events import Effect, Event, Launch, LlmState
 from genaid_server.resource.core.llm.info import LlmInfo, llm_info, offloaded_llm
 from genaid_server.resource.core.llm.life import EngineApi, Lives, LlmSettings
 from genaid_server.resource.core.llm.offloaded import OffloadedLlm
 from genaid_server.resource.core.llm.process import LlmProcess
 from genaid_server.resource.core.llm.saved import SavedFile
-from genaid_server.resource.core.llm.slots import Endpoint, PromptCaches, discard
+from genaid_server.resource.core.llm.slots import EngineEndpoint, PromptCaches, discard
 from genaid_server.resource.core.llm.transitions import outdated, step
 from genaid_server.resource.core.store.store import ModelStore
 from genaid_server.supervision.logbook import Level, Logbook
 from genaid_server.supervision.notes import running
-from genaid_server.supervision.supervisor import Report, Snapshot, Supervisor
-from genaid_server.supervision.supervisor import State as LifeState
+from genaid_server.supervision.supervisor import Report, ServerState, Snapshot, Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,8 @@ class LlmEngine:
     """The LLM engine; use it as an async context manager, which ends the child.
 
     Once `recover` is called it brings back what ran when an earlier process was killed; a service that ends in order
-    after that leaves nothing to come back, and one that never got so far leaves what it found.
+    after that leaves nothing to come back. One that fails, also because another service beside it could not start,
+    leaves what it found, or what runs.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class LlmEngine:
         self._lives = Lives(self._decider, advisor, leases, logbook, api, settings, self._tell, self._publish)
         self._supervisor: Supervisor[Launch, LlmProcess] = Supervisor(NAME, self._live, settings.policy)
         self._file, self._slots = SavedFile(settings.data_dir), settings.data_dir / SLOTS
-        self._state = State()
-        self._events: deque[Event] = deque()
-        self._turning = self._recovered = False
+        self._state = LlmState()
+        self._events: EventQueue[Event] = EventQueue(self._take, self._publish)
+        self._recovered = False
         self._waiters: dict[int, asyncio.Future[bool]] = {}
         self._asked = 0
         self._requests: RequestIds[asyncio.Future[bool]] = RequestIds()
@@ -87,7 +87,8 @@ class LlmEngine:
     ) -> None:
         self._tell(on.Close())
         await self._supervisor.close()
-        if self._recovered:
+        failed = kind is not None and issubclass(kind, Exception)
+        if self._recovered and not failed:
             self._file.keep(None)
             discard(self._slots)
         self._tell(on.Halted(self._state.newest))
@@ -166,7 +167,7 @@ class LlmEngine:
 
     async def checked(self) -> LlmInfo:
         """The engine now, its health asked for anew."""
-        if self._life.state is LifeState.RUNNING:
+        if self._life.state is ServerState.RUNNING:
             await self._lives.check_health()
         return self.present()
 
@@ -190,31 +191,24 @@ class LlmEngine:
 
     def _settle_delay(self) -> float:
         """How long image engines of other processes have to tell of themselves, where there are any."""
-        others = [note for note in running(self._settings.data_dir) if note.kind == Kind.IMAGE]
+        others = [note for note in running(self._settings.data_dir) if note.kind == TenantKind.IMAGE]
         return self._settings.settle_delay if others else 0.0
 
     # --- the owner's turn
 
     def _tell(self, event: Event) -> None:
-        """One event after the other: what a turn causes at once comes after that turn."""
-        self._events.append(event)
-        if self._turning:
-            return
-        self._turning = True
-        try:
-            while self._events:
-                self._state, effects = step(self._state, self._events.popleft(), time.time())
-                self._end_outdated()
-                for effect in effects:
-                    self._act(effect)
-        finally:
-            self._turning = False
-        self._publish()
+        self._events.post(event)
+
+    def _take(self, event: Event) -> None:
+        self._state, effects = step(self._state, event, time.time())
+        self._end_outdated()
+        for effect in effects:
+            self._act(effect)
 
     def _act(self, effect: Effect) -> None:
         """Do what is done at once, and begin what takes its time."""
         match effect:
-            case on.Answer(waiter, error, acted):
+            case on.TellWaiter(waiter, error, acted):
                 _settle(self._waiters.get(waiter), error, acted=acted)
             case on.Say(level, message):
                 self._logbook.append(level, message)
@@ -291,7 +285,7 @@ class LlmEngine:
             self._logbook.append(Level.ERROR, f"not started with {request.model_id}: {error.message}")
         self._tell(on.Refused(number, error))
 
-    def _require_port(self, config: EngineConfig) -> None:
+    def _require_port(self, config: LlmEngineConfig) -> None:
         """Raises PortInUseError where somebody else has the port that is asked for."""
         address, process = Address(config.serving.host, config.serving.port), self._lives.newest
         own = process.port if process is not None and self._life.pid is not None else None
@@ -317,7 +311,7 @@ class LlmEngine:
             self._decider.learn(decision.config, process.pid)
         return slots
 
-    def _caches(self, endpoint: Endpoint, model_id: str) -> PromptCaches:
+    def _caches(self, endpoint: EngineEndpoint, model_id: str) -> PromptCaches:
         return PromptCaches(self._api, endpoint, self._slots / model_id, self._logbook)
 
     # --- waiting
@@ -361,20 +355,20 @@ class LlmEngine:
         async for life in self._supervisor.snapshot.watch():
             if life.event != event:
                 event = life.event
-                level = Level.ERROR if life.state is LifeState.CRASHED else Level.INFO
+                level = Level.ERROR if life.state is ServerState.CRASHED else Level.INFO
                 cause = life.last_error.partition("\n")[0]  # the rest repeats lines that stand above
                 self._logbook.append(level, f"engine {event}" + (f": {cause}" if cause else ""))
             launch, process = life.config, self._lives.newest
-            if launch is not None and life.state is LifeState.CRASHED:
+            if launch is not None and life.state is ServerState.CRASHED:
                 self._tell(on.Crashed(launch.number, life.last_error))
-            elif launch is not None and process is not None and life.state is LifeState.RUNNING:
+            elif launch is not None and process is not None and life.state is ServerState.RUNNING:
                 self._tell(on.Serves(launch.number, _endpoint(launch, process)))
             self._publish()
 
 
-def _endpoint(launch: Launch, process: LlmProcess) -> Endpoint:
+def _endpoint(launch: Launch, process: LlmProcess) -> EngineEndpoint:
     serving = launch.decision.config.serving
-    return Endpoint(serving.host, process.port, serving.api_key)
+    return EngineEndpoint(serving.host, process.port, serving.api_key)
 
 
 def _settle(answer: "asyncio.Future[bool] | None", error: DomainError | None, *, acted: bool) -> None:

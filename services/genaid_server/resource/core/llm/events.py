@@ -9,14 +9,14 @@ from genaid_server.kit.errors import DomainError
 from genaid_server.resource.core.llm.config import LlmRequest
 from genaid_server.resource.core.llm.deciding import Decision
 from genaid_server.resource.core.llm.saved import SavedLlm
-from genaid_server.resource.core.llm.slots import Endpoint
+from genaid_server.resource.core.llm.slots import EngineEndpoint
 from genaid_server.supervision.logbook import Level
 
 RETRIES: Final = Backoff(first=1.0, longest=60.0)
 """How long an LLM that could not be brought back waits for the next try."""
 
 
-class Stage(Enum):
+class LlmStage(Enum):
     """Where the engine is on its way. AWAY waits for the memory to come back to."""
 
     DOWN = auto()
@@ -51,7 +51,7 @@ class Waiter:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ReturnFailure:
     """What bringing it back failed with last; `next_at` is in seconds since the epoch."""
 
     attempts: int
@@ -60,31 +60,31 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class LlmState:
     """All that the owner knows.
 
     Each change of direction has a number, the newest of which is `newest`: effects carry the one that they serve, so
     what comes back for an older one is not followed. `plan` is that of the present direction, `launch` that of the
     life that serves or is to (0: none), `halted` the highest of which the process is known to be gone.
 
-    `saved` is what is on disk: what is to run, or to come back. `reclaimed` says why the memory is wanted back, empty
-    where it isn't. `crashed` holds between the unexpected end of a life that served and the next one. `refusal` is what
-    the last start failed with, while nothing runs.
+    `saved` is what is on disk: what is to run, or to come back. `reclaimed` says why the lease is being reclaimed, and
+    is empty where it isn't. `crashed` holds between the unexpected end of a life that served and the next one.
+    `refusal` is what the last start failed with, while nothing runs.
     """
 
     newest: int = 0
     plan: int = 0
     launch: int = 0
     halted: int = 0
-    stage: Stage = Stage.DOWN
+    stage: LlmStage = LlmStage.DOWN
     decision: Decision | None = None
     deciding: Deciding | None = None
     saved: SavedLlm | None = None
-    endpoint: Endpoint | None = None
+    endpoint: EngineEndpoint | None = None
     last_port: int = 0
     crashed: bool = False
     reclaimed: str = ""
-    failure: Failure | None = None
+    failure: ReturnFailure | None = None
     refusal: DomainError | None = None
     waiters: tuple[Waiter, ...] = ()
     closing: bool = False
@@ -97,7 +97,7 @@ class State:
     @property
     def wanted(self) -> LlmRequest | None:
         """What runs, starts, or is on its way back; None where nothing does, or it crashed and may not come back."""
-        if self.decision is None or self.stage is Stage.DOWN or (self.stage is Stage.RUNNING and self.crashed):
+        if self.decision is None or self.stage is LlmStage.DOWN or (self.stage is LlmStage.RUNNING and self.crashed):
             return None
         return self.decision.request
 
@@ -190,7 +190,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """The memory of a life is wanted back."""
+    """The lease of a life is being reclaimed."""
 
     launch: int
     reason: str
@@ -198,7 +198,7 @@ class Reclaimed:
 
 @dataclass(frozen=True, slots=True)
 class LetStay:
-    """The memory of a life is not wanted back any more."""
+    """The lease of a life is no longer being reclaimed."""
 
     launch: int
 
@@ -208,7 +208,7 @@ class Serves:
     """A life answers."""
 
     launch: int
-    endpoint: Endpoint
+    endpoint: EngineEndpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +313,7 @@ class SaveCaches:
     """Wait for requests in flight, and save the prompt caches."""
 
     plan: int
-    endpoint: Endpoint
+    endpoint: EngineEndpoint
     model_id: str
 
 
@@ -322,7 +322,7 @@ class RestoreCaches:
     """Read the prompt caches back."""
 
     plan: int
-    endpoint: Endpoint
+    endpoint: EngineEndpoint
     model_id: str
     slots: dict[int, int]
 
@@ -350,7 +350,7 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TellWaiter:
     """Tell a waiter."""
 
     waiter: int
@@ -366,4 +366,4 @@ class Say:
     message: str
 
 
-type Effect = Decide | Launch | Halt | SaveCaches | RestoreCaches | DiscardCaches | Keep | Wait | Answer | Say
+type Effect = Decide | Launch | Halt | SaveCaches | RestoreCaches | DiscardCaches | Keep | Wait | TellWaiter | Say

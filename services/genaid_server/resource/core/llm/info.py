@@ -7,20 +7,19 @@ from types import MappingProxyType
 from typing import Final
 
 from genaid_server.kit.errors import InsufficientResourcesError
-from genaid_server.resource.core.llm.config import EngineConfig
-from genaid_server.resource.core.llm.events import Launch, Stage
-from genaid_server.resource.core.llm.events import State as Known
-from genaid_server.resource.core.llm.offloaded import OffloadedLlm, Phase
+from genaid_server.resource.core.llm.config import LlmEngineConfig
+from genaid_server.resource.core.llm.events import Launch, LlmStage, LlmState
+from genaid_server.resource.core.llm.offloaded import OffloadedLlm, OffloadPhase
 from genaid_server.supervision.stop_reason import StopReason, stop_reason
-from genaid_server.supervision.supervisor import Snapshot, State
+from genaid_server.supervision.supervisor import ServerState, Snapshot
 
 _PHASES: Final = {
-    Stage.LEAVING: Phase.OFFLOADING,
-    Stage.GOING: Phase.OFFLOADING,
-    Stage.AWAY: Phase.OFFLOADED,
-    Stage.STARTING: Phase.RELOADING,
-    Stage.RESTORING: Phase.RELOADING,
-    Stage.RUNNING: Phase.RELOADING,
+    LlmStage.LEAVING: OffloadPhase.OFFLOADING,
+    LlmStage.GOING: OffloadPhase.OFFLOADING,
+    LlmStage.AWAY: OffloadPhase.OFFLOADED,
+    LlmStage.STARTING: OffloadPhase.RELOADING,
+    LlmStage.RESTORING: OffloadPhase.RELOADING,
+    LlmStage.RUNNING: OffloadPhase.RELOADING,
 }
 
 
@@ -43,7 +42,7 @@ class LlmInfo:
     there is one, or one that starts or ends.
     """
 
-    life: Snapshot[EngineConfig]
+    life: Snapshot[LlmEngineConfig]
     health: HealthState = HealthState.UNKNOWN
     port: int | None = None
     generation: int = 0
@@ -52,7 +51,9 @@ class LlmInfo:
     stop_reason: StopReason | None = None
 
 
-def llm_info(known: Known, snapshot: Snapshot[Launch], *, answers: bool, port: int | None, generation: int) -> LlmInfo:
+def llm_info(
+    known: LlmState, snapshot: Snapshot[Launch], *, answers: bool, port: int | None, generation: int
+) -> LlmInfo:
     """The engine now. `answers` is what its last health check said, `port` the one that its process listens on."""
     life = _life(known, snapshot)
     return LlmInfo(
@@ -66,14 +67,14 @@ def llm_info(known: Known, snapshot: Snapshot[Launch], *, answers: bool, port: i
     )
 
 
-def offloaded_llm(known: Known) -> OffloadedLlm | None:
+def offloaded_llm(known: LlmState) -> OffloadedLlm | None:
     """The LLM that makes room for another engine, or has, and comes back; None where there is none."""
     saved, failure = known.saved, known.failure
     if saved is None or saved.offloaded_at is None:
         return None
-    phase = _PHASES.get(known.stage, Phase.OFFLOADED)
-    if phase is Phase.OFFLOADED and failure is not None:
-        phase = Phase.FAILED
+    phase = _PHASES.get(known.stage, OffloadPhase.OFFLOADED)
+    if phase is OffloadPhase.OFFLOADED and failure is not None:
+        phase = OffloadPhase.FAILED
     return OffloadedLlm(
         model_id=saved.request.model_id,
         config=saved.llm,
@@ -84,41 +85,41 @@ def offloaded_llm(known: Known) -> OffloadedLlm | None:
         phase=phase,
         failed_attempts=failure.attempts if failure else 0,
         last_error=failure.message if failure else "",
-        next_attempt_at=failure.next_at if failure and phase is Phase.FAILED else None,
+        next_attempt_at=failure.next_at if failure and phase is OffloadPhase.FAILED else None,
         saved_tokens=sum(saved.slots.values()),
     )
 
 
-def _life(known: Known, snapshot: Snapshot[Launch]) -> Snapshot[EngineConfig]:
+def _life(known: LlmState, snapshot: Snapshot[Launch]) -> Snapshot[LlmEngineConfig]:
     config, launch = known.decision.config if known.decision else None, snapshot.config
     if launch is not None and snapshot.pid is not None and launch.number != known.launch:
         config = launch.decision.config  # another one is to follow, and this one is there still
-    life: Snapshot[EngineConfig] = snapshot.with_config(config)
+    life: Snapshot[LlmEngineConfig] = snapshot.with_config(config)
     if known.refusal is not None and not life.last_error:
         life = replace(life, last_error=known.refusal.message, last_error_reason=known.refusal.reason)
-    waits = launch is not None and launch.background and known.stage is not Stage.STARTING
-    if waits and life.pid is None and life.state in (State.STARTING, State.STOPPING):  # for memory, in the background
-        life = replace(life, state=State.STOPPED, event="offloaded")
-    if known.stage is not Stage.AWAY or life.pid is not None:
+    background = launch is not None and launch.background and known.stage is not LlmStage.STARTING
+    if background and life.pid is None and life.state in (ServerState.STARTING, ServerState.STOPPING):
+        life = replace(life, state=ServerState.STOPPED, event="offloaded")  # it waits for memory, or has waited
+    if known.stage is not LlmStage.AWAY or life.pid is not None:
         return life
     if known.failure is not None:
         life = replace(life, event="reload_failed", last_error=known.failure.message)
     return life
 
 
-def _stop_reason(known: Known, life: Snapshot[EngineConfig]) -> StopReason | None:
-    if known.stage is Stage.DOWN and isinstance(known.refusal, InsufficientResourcesError):
+def _stop_reason(known: LlmState, life: Snapshot[LlmEngineConfig]) -> StopReason | None:
+    if known.stage is LlmStage.DOWN and isinstance(known.refusal, InsufficientResourcesError):
         return StopReason.REFUSED_FOR_MEMORY
     return stop_reason(life, offloaded=known.offloaded)
 
 
-def _health(state: State, *, answers: bool) -> HealthState:
+def _health(state: ServerState, *, answers: bool) -> HealthState:
     match state:
-        case State.STARTING:
+        case ServerState.STARTING:
             return HealthState.LOADING
-        case State.RUNNING:
+        case ServerState.RUNNING:
             return HealthState.OK if answers else HealthState.ERROR
-        case State.CRASHED:
+        case ServerState.CRASHED:
             return HealthState.ERROR
         case _:
             return HealthState.UNKNOWN

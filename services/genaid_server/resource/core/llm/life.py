@@ -11,11 +11,10 @@ from genaid_server.kit.address import Address, require_free
 from genaid_server.kit.errors import FileSystemError, PortInUseError, ServerError
 from genaid_server.kit.watchable import Watchable
 from genaid_server.resource.core.fitting.advisor import Advisor
-from genaid_server.resource.core.leases.lease import Lease
-from genaid_server.resource.core.leases.lease import State as LeaseState
+from genaid_server.resource.core.leases.lease import Lease, LeaseState
 from genaid_server.resource.core.leases.leases import Leases
-from genaid_server.resource.core.leases.plan import Kind
-from genaid_server.resource.core.llm.config import EngineConfig, Serving
+from genaid_server.resource.core.leases.plan import TenantKind
+from genaid_server.resource.core.llm.config import LlmEngineConfig, Serving
 from genaid_server.resource.core.llm.deciding import Decider, Decision
 from genaid_server.resource.core.llm.events import Event, Granted, Launch, LetStay, Reclaimed, Renewed
 from genaid_server.resource.core.llm.process import LlmProcess, llm_process
@@ -92,11 +91,11 @@ class Lives:
         if decision != launch.decision:
             self._tell(Renewed(launch.number, decision))
         request = self._decider.lease_request(decision.config, self._leases.total)
-        async with self._leases.hold(replace(request, background=launch.background)) as tenancy:
-            await tenancy.granted()
+        async with self._leases.hold(replace(request, background=launch.background)) as held:
+            await held.granted()
             self._tell(Granted(launch.number))
             async with (
-                _followed(tenancy.lease, launch.number, self._tell),
+                _followed(held.lease, launch.number, self._tell),
                 self._process(decision, self._port(launch), report) as process,
             ):
                 yield process
@@ -119,7 +118,7 @@ class Lives:
                 command: Sequence[str] = settings.command
                 async with llm_process(placed, report, self._logbook, self._api.healthy, command) as process:
                     self.newest = process
-                    with noted(settings.data_dir, Kind.LLM, config.model_id, process.pid):
+                    with noted(settings.data_dir, TenantKind.LLM, config.model_id, process.pid):
                         async with self._watchdog.over(process):
                             yield process
         except FileSystemError as error:
@@ -134,7 +133,7 @@ class Lives:
 
 @asynccontextmanager
 async def _followed(lease: Watchable[Lease], launch: int, tell: Callable[[Event], None]) -> AsyncIterator[None]:
-    """Tell, for the time of the block, when the memory is wanted back, and when it isn't any more."""
+    """Tell, for the time of the block, when the lease is being reclaimed, and when it is no longer."""
 
     async def follow() -> None:
         async for now in lease.watch():
@@ -150,7 +149,7 @@ async def _followed(lease: Watchable[Lease], launch: int, tell: Callable[[Event]
             following.result()
 
 
-def _beginning(config: EngineConfig) -> str:
+def _beginning(config: LlmEngineConfig) -> str:
     llm = config.llm
     return (
         f"starting with {config.model_id}: {llm.parallel} x {llm.context_size} tokens of context, "

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 from genaid_server.resource.core.llm.config import Serving
 
 
-class Phase(Enum):
+class OffloadPhase(Enum):
     """Where it is on its way; see the contract."""
 
     OFFLOADING = auto()
@@ -25,12 +25,12 @@ class OffloadedLlm:
     """
 
     model_id: str
-    config: LlmConfig
+    config: LlmOptions
     serving: Serving
     was_running: bool
     saved_at: float
     reason: str
-    phase: Phase
+    phase: OffloadPhase
     failed_attempts: int = 0
     last_error: str = ""
     next_attempt_at: float | None = None

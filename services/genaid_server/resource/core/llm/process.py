@@ -15,7 +15,7 @@ import psutil
 from genaid_server.kit.address import Address, port_in_use
 from genaid_server.kit.errors import BinaryError, DomainError, ServerError
 from genaid_server.kit.tasks import to_the_end
-from genaid_server.resource.core.llm.config import EngineConfig, own_argv
+from genaid_server.resource.core.llm.config import LlmEngineConfig, own_argv
 from genaid_server.resource.core.llm.logs import cause_first, level_of, port_taken
 from genaid_server.supervision import frames
 from genaid_server.supervision.child import Child, child
@@ -33,7 +33,7 @@ PROGRESS_INTERVAL: Final = 0.2
 LAST_LINES: Final = 20
 
 
-class Health(Protocol):
+class HealthProbe(Protocol):
     """Asks an engine for its health."""
 
     async def __call__(self, host: str, port: int, timeout: float) -> bool:
@@ -49,7 +49,7 @@ def load_timeout(size_bytes: int) -> float:
 class LlmProcess:
     """A running engine. Until it is `ready` it loads; `port` is where it then serves."""
 
-    def __init__(self, config: EngineConfig, report: Report, logbook: Logbook, health: Health) -> None:
+    def __init__(self, config: LlmEngineConfig, report: Report, logbook: Logbook, health: HealthProbe) -> None:
         self._config, self._report, self._logbook, self._health = config, report, logbook, health
         self._frames, self._output = frames.FrameReader(), LineSplitter()
         self._said: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -189,7 +189,7 @@ class LlmProcess:
 
 @asynccontextmanager
 async def llm_process(
-    config: EngineConfig, report: Report, logbook: Logbook, health: Health, command: Sequence[str] = ()
+    config: LlmEngineConfig, report: Report, logbook: Logbook, health: HealthProbe, command: Sequence[str] = ()
 ) -> AsyncIterator[LlmProcess]:
     """Start an engine that loads its model; it is dead when the block ends, killed at once where it still loads.
 
@@ -212,7 +212,7 @@ async def llm_process(
                 await to_the_end(process.kill())
 
 
-def load_command(config: EngineConfig) -> dict[str, Any]:
+def load_command(config: LlmEngineConfig) -> dict[str, Any]:
     """What the built-in engine is told."""
     llm, serving = config.llm, config.serving
     return {
@@ -239,7 +239,7 @@ def load_command(config: EngineConfig) -> dict[str, Any]:
     }
 
 
-def environment(config: EngineConfig) -> dict[str, str]:
+def environment(config: LlmEngineConfig) -> dict[str, str]:
     """The child's environment, without what would add to its arguments; a program of the user's gets its key there."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
     key = {"LLAMA_API_KEY": config.serving.api_key} if config.program and config.serving.api_key else {}

@@ -12,7 +12,7 @@ from typing import Final
 from genaid_server.kit.files import write_atomic
 from genaid_server.kit.shapes import Shape, ShapeError
 from genaid_server.resource.core.fitting.footprint import Amount
-from genaid_server.resource.core.fitting.plan import LlmConfig
+from genaid_server.resource.core.fitting.plan import LlmOptions
 from genaid_server.resource.core.llm.config import LlmRequest
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class SavedLlm:
     """
 
     request: LlmRequest
-    llm: LlmConfig
+    llm: LlmOptions
     reasons: dict[str, str]
     amount: Amount
     port: int

@@ -16,7 +16,7 @@ SETTLED_AFTER: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class EngineEndpoint:
     """Where an engine listens, and the key that it asks for, empty for none."""
 
     host: str
@@ -35,20 +35,20 @@ class NoAnswerError(SlotsError):
 class SlotsApi(Protocol):
     """What llama-server can be asked about its slots."""
 
-    async def slots(self, engine: Endpoint) -> list[bool]:
+    async def slots(self, engine: EngineEndpoint) -> list[bool]:
         """For each slot whether it is at work on a request. Raises SlotsError."""
 
-    async def save(self, engine: Endpoint, slot: int, name: str) -> int:
+    async def save(self, engine: EngineEndpoint, slot: int, name: str) -> int:
         """Write the prompt cache of a slot to the file of that name; returns its tokens. Raises SlotsError."""
 
-    async def restore(self, engine: Endpoint, slot: int, name: str) -> int:
+    async def restore(self, engine: EngineEndpoint, slot: int, name: str) -> int:
         """Read the prompt cache of a slot from the file of that name; returns its tokens. Raises SlotsError."""
 
 
 class PromptCaches:
     """The slots of one engine; `folder` is where it writes their caches."""
 
-    def __init__(self, api: SlotsApi, engine: Endpoint, folder: Path, logbook: Logbook) -> None:
+    def __init__(self, api: SlotsApi, engine: EngineEndpoint, folder: Path, logbook: Logbook) -> None:
         self._api, self._engine, self._folder, self._logbook = api, engine, folder, logbook
         self._silent = False
 
@@ -114,7 +114,7 @@ class PromptCaches:
             return True
         except SlotsError as error:
             if not self._silent:
-                self._logbook.append(Level.WARN, f"whether requests are at work can't be told: {error}")
+                self._logbook.append(Level.WARN, f"whether requests are being computed is not known: {error}")
             self._silent = True
             return False
 

@@ -85,7 +85,7 @@ def _remove_leftovers(folder: Path, models: Collection[str]) -> None:
 def _report_unrecorded(folder: Path, owned: Collection[Path]) -> None:
     for path in sorted([*folder.iterdir(), *_inner(folder)]):
         if path.suffix.lower() in _FORMATS and path not in owned:
-            log.info("%s is no model's: no record names it.", path.relative_to(folder.parent).as_posix())
+            log.info("%s belongs to no model: no record names it.", path.relative_to(folder.parent).as_posix())
 
 
 def _inner(folder: Path) -> Iterator[Path]:

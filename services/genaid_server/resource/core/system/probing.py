@@ -324,7 +324,7 @@ class _Session:
         line, end, more = self._output.partition(b"\n")
         if len(self._output) > MAX_ANSWER or more or (line and self._answer.done()):
             # At once: nobody may be waiting who would end it.
-            self.fail(ProbeError("said more than an answer"))
+            self.fail(ProbeError("gave more than one answer"))
             self.end()
         elif end:
             self._output.clear()
