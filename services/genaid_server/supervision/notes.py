@@ -55,12 +55,13 @@ def running(data_dir: Path) -> list[EngineNote]:
             alive = _alive(note)
         except FileNotFoundError:  # its engine has ended just now
             continue
-        except (ValueError, TypeError):  # no note of ours
+        except (OSError, ValueError, TypeError, RecursionError):  # no note of ours
             alive = False
         if alive:
             notes.append(note)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder in its place, or a disk that refuses: it harms nobody
+                path.unlink(missing_ok=True)
     return notes
 
 

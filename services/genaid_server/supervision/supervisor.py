@@ -14,6 +14,8 @@ from enum import Enum, auto
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
+from msgspec import Struct
+
 from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.errors import BackendError, DomainError, ServerBusyError, ServerError
 from genaid_server.kit.tasks import to_the_end
@@ -106,25 +108,21 @@ class _Start[C, R]:
     reply: asyncio.Future[R]
 
 
-@dataclass(frozen=True)
-class _Stop:
+class _Stop(Struct, frozen=True):
     event: str
     reply: asyncio.Future[None]
 
 
-@dataclass(frozen=True)
-class _Recycle:
+class _Recycle(Struct, frozen=True):
     reply: asyncio.Future[None]
 
 
-@dataclass(frozen=True)
-class _Spawned:
+class _Spawned(Struct, frozen=True):
     life: int
     pid: int
 
 
-@dataclass(frozen=True)
-class _Loading:
+class _Loading(Struct, frozen=True):
     life: int
     done: int
     total: int
@@ -136,14 +134,12 @@ class _Ready[R]:
     run: R
 
 
-@dataclass(frozen=True)
-class _Ended:
+class _Ended(Struct, frozen=True):
     life: int
     error: DomainError
 
 
-@dataclass(frozen=True)
-class _Restart:
+class _Restart(Struct, frozen=True):
     life: int
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +131,20 @@ def test_the_key_is_not_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert SavedFile(tmp_path).read() is None
     assert KEY not in caplog.text
     assert KEY not in repr(SAVED)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"port": 99_999_999},
+        {"llm": replace(SAVED.llm, threads=10**30)},
+        {"slots": {0: -1}},
+        {"request": replace(SAVED.request, serving=replace(SAVED.request.serving, host="0.0.0.0"))},  # noqa: S104
+    ],
+)
+def test_what_no_caller_may_ask_for_is_not_believed(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    (tmp_path / FILE).write_bytes(module._SHAPE.write(replace(SAVED, **wrong)))
+    assert SavedFile(tmp_path).read() is None
 
 
 def test_a_disk_that_refuses_costs_a_word_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -459,6 +459,39 @@ def test_a_life_that_the_supervisor_began_again_is_known_where_it_serves_now() -
     world.check_rest()
 
 
+def test_one_that_is_loaded_again_after_a_crash_leaves_for_who_asked_meanwhile() -> None:
+    world = running()
+    world.crash()
+    world.tell(on.Reclaimed(world.state.launch, "an image needs it"))
+    world.restarted_by_itself()
+    assert world.at(LlmStage.LEAVING)
+    world.settle()
+    world.check_rest()
+
+
+def test_an_equal_start_is_joined_where_the_life_came_back_by_itself() -> None:
+    world = running()
+    world.crash()
+    start = world.start()
+    world.restarted_by_itself()
+    world.finish(world.pending[0])
+    assert world.answers[start] is None
+    world.settle()
+    world.check_rest()
+
+
+def test_a_start_that_replaces_and_is_joined_still_replaces() -> None:
+    world = running()
+    world.crash()
+    world.start(B)
+    second = world.start(B, replace_running=True)
+    world.restarted_by_itself()
+    world.settle()
+    world.check_rest()
+    assert world.answers[second] is None
+    assert world.state.wanted == B
+
+
 # --- the service begins and ends
 
 

@@ -63,6 +63,12 @@ def test_one_that_can_not_be_read_is_removed(tmp_path: Path, content: bytes) -> 
     assert not path.exists()
 
 
+def test_what_stands_in_the_place_of_a_note_harms_nobody(tmp_path: Path) -> None:
+    (tmp_path / FOLDER / "folder.json").mkdir(parents=True)
+    (tmp_path / FOLDER / "deep.json").write_bytes(b"[" * 100_000)
+    assert running(tmp_path) == []
+
+
 def test_an_engine_that_ended_at_once_leaves_none(tmp_path: Path, other: "subprocess.Popen[bytes]") -> None:
     other.kill()
     other.wait()

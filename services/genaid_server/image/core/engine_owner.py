@@ -116,6 +116,9 @@ class EngineOwner:
             case Note(event, error):
                 level = Level.ERROR if event == "crashed" else Level.INFO
                 self._logbook.append(level, f"engine {event}" + (f": {error}" if error else ""))
+                cause = error.partition("\n")[0]  # the rest repeats lines of the engine's log
+                tell = log.error if event == "crashed" else log.info
+                tell("the image engine: %s%s", event, f": {cause}" if cause else "")
             case BeginLife():
                 self._begin(effect)
             case EndLife(number):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
+from msgspec import Struct
+
 from genaid_server.image.core.lease import SMALLEST, ImageSize, Prospect
 from genaid_server.image.core.settings import EngineOptions, ImageModel, Settings
 from genaid_server.kit.errors import DomainError
@@ -127,8 +129,7 @@ class EngineState:
 # --- what the owner is told
 
 
-@dataclass(frozen=True, slots=True)
-class StartAsked:
+class StartAsked(Struct, frozen=True):
     """Somebody starts the engine."""
 
     ticket: int
@@ -137,41 +138,35 @@ class StartAsked:
     replace: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ProspectCame:
+class ProspectCame(Struct, frozen=True):
     """The manager's answer to a start."""
 
     ticket: int
     answer: Prospect | DomainError
 
 
-@dataclass(frozen=True, slots=True)
-class StopAsked:
+class StopAsked(Struct, frozen=True):
     """Somebody stops the engine, for good where the service is `closing`."""
 
     ticket: int
     closing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceGone:
+class ChoiceGone(Struct, frozen=True):
     """The model that these settings chose is not installed any more."""
 
     settings: Settings
 
 
-@dataclass(frozen=True, slots=True)
-class UseBegun:
+class UseBegun(Struct, frozen=True):
     """A generation's turn begins: the engine is not unloaded, and not given another model."""
 
 
-@dataclass(frozen=True, slots=True)
-class UseOver:
+class UseOver(Struct, frozen=True):
     """A generation's turn is over."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadAsked:
+class LoadAsked(Struct, frozen=True):
     """A generation needs the engine for images of a size; with this model, where somebody has just asked for it."""
 
     ticket: int
@@ -179,16 +174,14 @@ class LoadAsked:
     model: ImageModel | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCame:
+class ModelCame(Struct, frozen=True):
     """The manager's answer to which model is the default; None where it does not answer."""
 
     ticket: int
     answer: ImageModel | DomainError | None
 
 
-@dataclass(frozen=True, slots=True)
-class RoomCame:
+class RoomCame(Struct, frozen=True):
     """What came of the request for a larger lease: whether the engine may go on in it."""
 
     ticket: int
@@ -196,24 +189,21 @@ class RoomCame:
     answer: bool | DomainError
 
 
-@dataclass(frozen=True, slots=True)
-class LoadLeft:
+class LoadLeft(Struct, frozen=True):
     """A generation needs the engine no more; `reply` is told when nothing is done for it any more."""
 
     ticket: int
     reply: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobStuck:
+class JobStuck(Struct, frozen=True):
     """A job of this life does not stop; `reply` is told when the process is gone."""
 
     life: int
     reply: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseGranted:
+class LeaseGranted(Struct, frozen=True):
     """The memory of a life may be used, for this model and in this way."""
 
     life: int
@@ -221,16 +211,14 @@ class LeaseGranted:
     options: EngineOptions
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseChanged:
+class LeaseChanged(Struct, frozen=True):
     """For how long a life may stay without work, None for as long as it likes."""
 
     life: int
     leave_after: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Spawned:
+class Spawned(Struct, frozen=True):
     """The process of a life is there; `at` is in seconds since the epoch."""
 
     life: int
@@ -238,8 +226,7 @@ class Spawned:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Loading:
+class Loading(Struct, frozen=True):
     """A life has loaded so many parts of so many."""
 
     life: int
@@ -247,31 +234,27 @@ class Loading:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Struct, frozen=True):
     """A life has loaded its model, in so many seconds."""
 
     life: int
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Died:
+class Died(Struct, frozen=True):
     """The process of a life has ended by itself; why is not known yet."""
 
     life: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """A life is over, its process gone and its memory given back; with an error where it was not ended."""
 
     life: int
     error: DomainError | None
 
 
-@dataclass(frozen=True, slots=True)
-class TimeUp:
+class TimeUp(Struct, frozen=True):
     """The time that was set is there."""
 
     at: float
@@ -302,23 +285,20 @@ type Event = (
 # --- what the owner has done
 
 
-@dataclass(frozen=True, slots=True)
-class AskProspect:
+class AskProspect(Struct, frozen=True):
     """Ask what would happen if the engine were started; comes back as ProspectCame."""
 
     ticket: int
     settings: Settings
 
 
-@dataclass(frozen=True, slots=True)
-class AskModel:
+class AskModel(Struct, frozen=True):
     """Ask which model is the default; comes back as ModelCame."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class AskRoom:
+class AskRoom(Struct, frozen=True):
     """Have the lease of a life cover images of a size; comes back as RoomCame."""
 
     ticket: int
@@ -326,15 +306,13 @@ class AskRoom:
     size: ImageSize
 
 
-@dataclass(frozen=True, slots=True)
-class LeaveRoom:
+class LeaveRoom(Struct, frozen=True):
     """Give up what AskRoom asked for; RoomCame tells when that is done."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class BeginLife:
+class BeginLife(Struct, frozen=True):
     """Ask for memory, start a process and have it load; it ends as Ended, whatever happens."""
 
     life: int
@@ -342,15 +320,13 @@ class BeginLife:
     size: ImageSize
 
 
-@dataclass(frozen=True, slots=True)
-class EndLife:
+class EndLife(Struct, frozen=True):
     """End a life, wherever it is; it comes back as Ended."""
 
     life: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(Struct, frozen=True):
     """Answer somebody who waits: it is done, or why it can't be; and what the engine is `then`."""
 
     ticket: int
@@ -358,22 +334,19 @@ class Tell:
     then: EngineState
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(Struct, frozen=True):
     """Come back with TimeUp at this time; never where it is None. There is one timer."""
 
     at: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Announce:
+class Announce(Struct, frozen=True):
     """Tell the manager which model was chosen; empty: none."""
 
     model_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """Write into the engine's log what has happened to it."""
 
     event: str

@@ -90,7 +90,7 @@ class Calibration:
             self._known = {_checked(key): _timings(value) for key, value in stored.items()}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             log.warning("the calibration %s is unreadable and begun anew: %s", path.name, error)
 
     def expect(self, model: str, variant: str, spec: GenerationSpec) -> Timings:

@@ -17,11 +17,12 @@ class AboutAnEngine(Protocol):
 
 
 def engine_meant(llm: LlmEngine, request: AboutAnEngine) -> LlmEngine:
-    """The engine that a request means: that of the model which it names, or the one that there is.
+    """The engine that a request means: that of the model which it names, or the one that there is. While another model
+    is about to take the place of one that runs, it is that other one's.
 
     Raises ModelNotFoundError where no engine has, or had last, that model.
     """
-    known = model_of(llm.present())
+    known = llm.model_id
     if not request.HasField("model_id") or request.model_id == known:
         return llm
     if known is None:

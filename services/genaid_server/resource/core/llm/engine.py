@@ -158,6 +158,14 @@ class LlmEngine:
         """The LLM that makes room for another engine, or has, and comes back."""
         return offloaded_llm(self._state)
 
+    @property
+    def model_id(self) -> str | None:
+        """The model of the newest start, also while that is being decided; None before the first one."""
+        state = self._state
+        if state.deciding is not None:
+            return state.deciding.request.model_id
+        return state.decision.request.model_id if state.decision is not None else None
+
     def use_of(self, model_id: str) -> str | None:
         """Why the model of that id has to stay where it is; None where it may go."""
         wanted = self._state.wanted

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from msgspec import Struct
+
 from genaid_server.kit.backoff import Backoff
 from genaid_server.kit.errors import DomainError
 from genaid_server.resource.core.llm.config import LlmRequest
@@ -105,8 +107,7 @@ class LlmState:
 # --- commands
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """Load a model. `waiter` 0 is nobody."""
 
     request: LlmRequest
@@ -114,23 +115,20 @@ class Start:
     waiter: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
+class Restart(Struct, frozen=True):
     """Stop, and start with the same model and options."""
 
     waiter: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Struct, frozen=True):
     """End it, whatever it does. With `offloaded_only`, one that is not offloaded stays as it is."""
 
     waiter: int
     offloaded_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Recover:
+class Recover(Struct, frozen=True):
     """The service stands: bring back what ran before, or else load what is configured.
 
     `decision` is None where nothing ran before, or its model is gone; `delay` in seconds is how long to wait.
@@ -142,13 +140,11 @@ class Recover:
     configured: LlmRequest | None
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(Struct, frozen=True):
     """The service is about to stop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(Struct, frozen=True):
     """A waiter is gone."""
 
     waiter: int
@@ -157,100 +153,87 @@ class Left:
 # --- what comes back from effects
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(Struct, frozen=True):
     """What a start is to run is decided, and there is a way for it."""
 
     number: int
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """There is no way for a start."""
 
     number: int
     error: DomainError
 
 
-@dataclass(frozen=True, slots=True)
-class Renewed:
+class Renewed(Struct, frozen=True):
     """A life runs with this instead, as the model's files have changed."""
 
     launch: int
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Struct, frozen=True):
     """A life has got its memory."""
 
     launch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reclaimed:
+class Reclaimed(Struct, frozen=True):
     """The lease of a life is being reclaimed."""
 
     launch: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class LetStay:
+class LetStay(Struct, frozen=True):
     """The lease of a life is no longer being reclaimed."""
 
     launch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Serves:
+class Serves(Struct, frozen=True):
     """A life answers."""
 
     launch: int
     endpoint: EngineEndpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """A life ended before it answered."""
 
     launch: int
     error: DomainError
 
 
-@dataclass(frozen=True, slots=True)
-class Crashed:
+class Crashed(Struct, frozen=True):
     """A life that answered has ended by itself."""
 
     launch: int
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class CachesSaved:
+class CachesSaved(Struct, frozen=True):
     """Requests in flight are through, and the prompt caches saved: the tokens of each slot."""
 
     plan: int
     slots: dict[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class CachesRestored:
+class CachesRestored(Struct, frozen=True):
     """The prompt caches are read back, as far as they could be."""
 
     plan: int
 
 
-@dataclass(frozen=True, slots=True)
-class Halted:
+class Halted(Struct, frozen=True):
     """The process is gone."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(Struct, frozen=True):
     """It is time for the next try."""
 
     plan: int
@@ -281,8 +264,7 @@ type Event = (
 # --- effects
 
 
-@dataclass(frozen=True, slots=True)
-class Decide:
+class Decide(Struct, frozen=True):
     """Decide with what a start runs, and see that there is a way for it."""
 
     number: int
@@ -290,8 +272,7 @@ class Decide:
     again: Decision | None
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """Begin a life, on this port where the request leaves it open and it is free; an earlier one ends first."""
 
     number: int
@@ -300,16 +281,14 @@ class Launch:
     background: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Halt:
+class Halt(Struct, frozen=True):
     """End the process. `event` is what watchers are told."""
 
     number: int
     event: str
 
 
-@dataclass(frozen=True, slots=True)
-class SaveCaches:
+class SaveCaches(Struct, frozen=True):
     """Wait for requests in flight, and save the prompt caches."""
 
     plan: int
@@ -317,8 +296,7 @@ class SaveCaches:
     model_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreCaches:
+class RestoreCaches(Struct, frozen=True):
     """Read the prompt caches back."""
 
     plan: int
@@ -327,30 +305,26 @@ class RestoreCaches:
     slots: dict[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class DiscardCaches:
+class DiscardCaches(Struct, frozen=True):
     """Remove saved prompt caches; of all models where none is named."""
 
     model_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(Struct, frozen=True):
     """Write to disk what is to run; None removes it."""
 
     saved: SavedLlm | None
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Say when so many seconds are over."""
 
     plan: int
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class TellWaiter:
+class TellWaiter(Struct, frozen=True):
     """Tell a waiter."""
 
     waiter: int
@@ -358,8 +332,7 @@ class TellWaiter:
     acted: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Say:
+class Say(Struct, frozen=True):
     """Log a line."""
 
     level: Level

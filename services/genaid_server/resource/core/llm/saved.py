@@ -5,19 +5,22 @@ the key of the engine's API, so only its owner may read it.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from genaid_server.kit.errors import InvalidRequestError
 from genaid_server.kit.files import write_atomic
 from genaid_server.kit.shapes import Shape, ShapeError
 from genaid_server.resource.core.fitting.footprint import Amount
 from genaid_server.resource.core.fitting.plan import LlmOptions
-from genaid_server.resource.core.llm.config import LlmRequest
+from genaid_server.resource.core.llm.config import LlmRequest, check_serving
 
 log = logging.getLogger(__name__)
 
 FILE: Final = "llm.json"
+_MOST: Final = 2**53
+"""No number of what runs is larger; the contract's hold it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,10 @@ class SavedFile:
     def read(self) -> SavedLlm | None:
         """What was kept, None where there is nothing, or nothing that makes sense."""
         try:
-            return _SHAPE.read(self._path.read_bytes())
+            return _checked(_SHAPE.read(self._path.read_bytes()))
         except FileNotFoundError:
             return None
-        except (OSError, ShapeError) as error:
+        except (OSError, ShapeError, InvalidRequestError, RecursionError) as error:
             log.warning("the LLM that ran before can't be told from %s: %s", self._path.name, type(error).__name__)
             return None
 
@@ -71,3 +74,14 @@ class SavedFile:
             log.warning(
                 "%s, which says what LLM runs, can't be %s: %s", self._path.name, doing, error.strerror or error
             )
+
+
+def _checked(saved: SavedLlm) -> SavedLlm:
+    """What is on disk gets no further than what a caller asks for. Raises InvalidRequestError."""
+    check_serving(saved.request.serving)
+    check_serving(replace(saved.request.serving, port=saved.port))
+    llm = saved.llm
+    numbers = (llm.threads, llm.gpu_layers, llm.context_size, llm.parallel, saved.amount.ram, saved.amount.vram)
+    if not all(0 <= number <= _MOST for number in (*numbers, *saved.slots, *saved.slots.values())):
+        raise InvalidRequestError("A number is out of range.", field="llm")
+    return saved

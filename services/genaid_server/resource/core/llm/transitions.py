@@ -102,7 +102,7 @@ def _start(state: LlmState, command: on.Start) -> Next:
         return refuse(state, command.waiter, ServerError("The resource manager is shutting down."))
     target = state.deciding.request if state.deciding is not None else state.wanted
     if target == command.request:
-        return _join(state, command.waiter)
+        return _join(state, command)
     if target is not None and not command.replace:
         return refuse(state, command.waiter, busy(target))
     number = state.newest + 1
@@ -111,10 +111,12 @@ def _start(state: LlmState, command: on.Start) -> Next:
     return waiting(decided, command.waiter, number), [on.Decide(number, command.request, None)]
 
 
-def _join(state: LlmState, waiter: int) -> Next:
+def _join(state: LlmState, command: on.Start) -> Next:
     """The same start is under way already, or done."""
+    waiter = command.waiter
     if state.deciding is not None:
-        return waiting(state, waiter, state.deciding.number), []
+        deciding = replace(state.deciding, replace=state.deciding.replace or command.replace)
+        return waiting(replace(state, deciding=deciding), waiter, deciding.number), []
     if state.stage in (LlmStage.AWAY, LlmStage.GOING):  # somebody waits now: no more in the background
         after, effects = _launch(replace(state, stage=LlmStage.STARTING), background=False)
         return waiting(after, waiter, after.launch), effects
@@ -179,7 +181,9 @@ def _recover(state: LlmState, command: on.Recover, now: float) -> Next:
 
 def _decided(state: LlmState, deciding: Deciding, event: on.Decided) -> Next:
     request = state.wanted
-    if request is not None and not deciding.replace:  # it came back by itself meanwhile
+    if request == deciding.request and deciding.again is None:  # it came back by itself meanwhile
+        return _same_is_there(replace(state, deciding=None), deciding.number), []
+    if request is not None and not deciding.replace:
         return answered(replace(state, deciding=None), deciding.number, busy(request))
     effects: list[Effect]
     if deciding.again is None:
@@ -199,6 +203,12 @@ def _decided(state: LlmState, deciding: Deciding, event: on.Decided) -> Next:
         failure=None,
     )
     return _joined(effects, _launch(after, background=False, number=deciding.number))
+
+
+def _same_is_there(state: LlmState, wish: int) -> LlmState:
+    """Who waits for a start waits for the life that there is."""
+    moved = (replace(each, wish=state.launch) if each.wish == wish else each for each in state.waiters)
+    return replace(state, waiters=tuple(moved))
 
 
 def _launch(state: LlmState, *, background: bool, number: int = 0) -> Next:
@@ -283,7 +293,9 @@ def _reclaimed(state: LlmState, reason: str, now: float) -> Next:
             return _joined([said], _go(state))
         case LlmStage.STARTING | LlmStage.RESTORING:  # whoever waits for it is told before it leaves again
             return replace(state, reclaimed=reason), []
-        case LlmStage.RUNNING if not state.crashed:
+        case LlmStage.RUNNING if state.crashed:  # it is being loaded again, and leaves when it is there
+            return replace(state, reclaimed=reason), []
+        case LlmStage.RUNNING:
             return _leave(state, reason, now)
         case _:
             return state, []
