@@ -264,7 +264,7 @@ def test_what_somebody_else_cancels_ends_the_command(here: tuple[str, str], clie
         client.images.cancel(running.id)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert b"Error: The generation was cancelled. [BACKEND_ERROR]" in stderr
+    assert b"Error: The generation was cancelled. [ALREADY_TERMINAL]" in stderr
     assert list(tmp_path.iterdir()) == []
 
 

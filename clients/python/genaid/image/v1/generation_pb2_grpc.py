@@ -156,7 +156,8 @@ class GenerationServiceServicer:
         The generation is cancelled if the caller goes away, and forgotten when the stream ends.
 
         Errors: those of CreateGeneration; where the generation failed, the reason that it failed for: BACKEND_ERROR,
-        IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR.
+        IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR; ALREADY_TERMINAL where
+        somebody else has cancelled it, SERVER_ERROR where the service ends before it does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,7 +78,8 @@ class GenerationServiceStub:
     The generation is cancelled if the caller goes away, and forgotten when the stream ends.
 
     Errors: those of CreateGeneration; where the generation failed, the reason that it failed for: BACKEND_ERROR,
-    IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR.
+    IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR; ALREADY_TERMINAL where
+    somebody else has cancelled it, SERVER_ERROR where the service ends before it does.
     """
 
 @_typing.type_check_only
@@ -131,7 +132,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     The generation is cancelled if the caller goes away, and forgotten when the stream ends.
 
     Errors: those of CreateGeneration; where the generation failed, the reason that it failed for: BACKEND_ERROR,
-    IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR.
+    IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR; ALREADY_TERMINAL where
+    somebody else has cancelled it, SERVER_ERROR where the service ends before it does.
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -229,7 +231,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         The generation is cancelled if the caller goes away, and forgotten when the stream ends.
 
         Errors: those of CreateGeneration; where the generation failed, the reason that it failed for: BACKEND_ERROR,
-        IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR.
+        IO_ERROR, INSUFFICIENT_RESOURCES, MODEL_NOT_FOUND or SERVER_ERROR; ALREADY_TERMINAL where
+        somebody else has cancelled it, SERVER_ERROR where the service ends before it does.
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
